@@ -1,0 +1,106 @@
+# `make demo` and `make test` each do all set-up first; run again, set-up costs nothing.
+# Variables: PYTHON (interpreter to build .venv with), DEMO_FLAGS, TEST_FLAGS.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.bench-installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+LESS_NOISE := sed -u -E '/^(Ignoring |Requirement already satisfied|Looking in )/d'
+PYTHON ?=
+PYTHON_CANDIDATES := python3.11 python3.12 python3.13 python3.10 python3
+
+DEMO_OUT ?= runs/demo
+DEMO_FLAGS ?= --trials 16 --seed 0
+TEST_FLAGS ?= -n 2 --dist loadfile
+
+# Pyright runs from its wheel, with node from a wheel; without this it would ask a registry for news.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-all check format bench-deps clean distclean FORCE
+
+help:
+	@echo 'make demo        set up, then search a small space of language models and compile its Pareto front'
+	echo 'make test        set up, then run the default tests'
+	echo 'make test-all    every test: slow, tuning, cuda, crosscheck and ray_cluster too'
+	echo 'make check       lint, format, types, layers'
+	echo 'make format      rewrite the sources as the formatter wants them'
+	echo 'make bench-deps  install what `nas bench --against onnxruntime,openvino` needs'
+	echo 'make clean       remove caches; `make distclean` removes $(VENV) too; neither touches runs/'
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/nas search searchspaces/tiny_lm.yaml --target cpu --out $(DEMO_OUT) $(DEMO_FLAGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(TEST_FLAGS)
+
+test-all: $(STAMP)
+	@$(BIN)/python -m pytest $(TEST_FLAGS) -m ''
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix-only --exit-zero
+	$(BIN)/ruff format
+
+bench-deps: $(BENCH_STAMP)
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks build dist *.egg-info
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+distclean: clean
+	rm -rf $(VENV)
+
+# The stamp is written last and holds the folder: an interrupted or a moved installation is made anew.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): FORCE
+endif
+
+$(STAMP): requirements.lock pyproject.toml
+	@fail() { printf '%s\n' "$$@" >&2; exit 1; }
+	command -v gcc >/dev/null || fail 'error: gcc not found: compiled models are linked with it.' \
+	  'On Debian: apt install gcc'
+	python=
+	for name in $(or $(PYTHON),$(PYTHON_CANDIDATES)); do
+	  if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then python=$$name; break; fi
+	done
+	[ -n "$$python" ] || fail 'error: no Python >= 3.10 among: $(or $(PYTHON),$(PYTHON_CANDIDATES)).' \
+	  'On Debian: apt install python3 python3-venv; or name one: make PYTHON=/path/to/python'
+
+	# One set-up at a time. pip inherits the lock, so a new set-up also waits for what a killed one left running.
+	exec 9< requirements.lock
+	flock --nonblock 9 || { echo 'Waiting for another set-up of this folder to end'; flock 9; }
+	if [ "$$(cat $(STAMP) 2>/dev/null)" = '$(CURDIR)' ] && [ $(STAMP) -nt requirements.lock ] \
+	    && [ $(STAMP) -nt pyproject.toml ]; then exit 0; fi
+	rm -f $(STAMP) $(BENCH_STAMP)
+
+	if [ -e $(VENV)/.installing ] || ! head -n 2 $(BIN)/pip 2>/dev/null | grep -qF '$(CURDIR)/$(BIN)/' \
+	    || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then
+	  "$$python" -c 'import ensurepip, venv' 2>/dev/null \
+	    || fail "error: $$python has no venv module." 'On Debian: apt install python3-venv'
+	  echo "Creating $(VENV) with $$("$$python" --version)"
+	  "$$python" -m venv --clear $(VENV)
+	fi
+	echo 'Installing requirements.lock into $(VENV): about 80 packages, a minute or two the first time'
+	touch $(VENV)/.installing
+	$(PIP_INSTALL) -r requirements.lock | $(LESS_NOISE)
+	rm $(VENV)/.installing
+	$(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
+	echo '$(CURDIR)' > $(STAMP)
+
+$(BENCH_STAMP): $(STAMP) requirements-bench.lock
+	@$(PIP_INSTALL) -r requirements.lock -r requirements-bench.lock | $(LESS_NOISE)
+	touch $(BENCH_STAMP)
