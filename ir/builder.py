@@ -1,0 +1,419 @@
+"""Write a graph as ordinary expressions.
+
+    b = Builder()
+    x = b.input("x", (batch, time, d_model))
+    with b.scope("mlp"):
+        up = b.parameter("up", ((Axis("d_model", d_model),), (Axis("hidden", hidden),)))
+        y = b.silu(b.matmul(x, up))
+    graph = b.build(y=y)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ir.errors import GraphError
+from ir.graph import Graph, Node, Value
+from ir.op import Array, Op
+from ir.ops.attention import Attention, Rope
+from ir.ops.contraction import Matmul
+from ir.ops.convolution import Conv, Padding, Pool
+from ir.ops.elementwise import (
+    Add,
+    Cast,
+    Compare,
+    Div,
+    Exp,
+    Gelu,
+    Log,
+    Maximum,
+    Minimum,
+    Mul,
+    Neg,
+    Relu,
+    Rsqrt,
+    Sigmoid,
+    Silu,
+    Softplus,
+    Sqrt,
+    Square,
+    Sub,
+    Tanh,
+    Where,
+)
+from ir.ops.indexing import DynamicUpdate, Take
+from ir.ops.normalization import LayerNorm, RmsNorm, Softmax
+from ir.ops.recurrence import Decay, Form, LinearScan, OuterScan
+from ir.ops.reduction import Cumsum, Max, Mean, Sum
+from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
+from ir.ops.structure import Component, ComponentOptions, Constant, Input, Parameter
+from ir.types import Axes, Axis, TensorType
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A value being built; arithmetic operators add nodes. Numbers become constants."""
+
+    builder: Builder
+    value: Value
+    type: TensorType
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions."""
+        return self.type.shape
+
+    def __add__(self, other: Tensor | float) -> Tensor:
+        return self.builder.apply(Add(), self, self.builder.lift(other))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Tensor | float) -> Tensor:
+        return self.builder.apply(Sub(), self, self.builder.lift(other))
+
+    def __rsub__(self, other: float) -> Tensor:
+        return self.builder.apply(Sub(), self.builder.lift(other), self)
+
+    def __mul__(self, other: Tensor | float) -> Tensor:
+        return self.builder.apply(Mul(), self, self.builder.lift(other))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Tensor | float) -> Tensor:
+        return self.builder.apply(Div(), self, self.builder.lift(other))
+
+    def __neg__(self) -> Tensor:
+        return self.builder.apply(Neg(), self)
+
+
+class Builder:
+    """Collects nodes in order; every method adds at most a few."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] = []
+        self._scopes: list[str] = []
+        self._parameters: dict[str, Tensor] = {}
+
+    # -- structure ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Put the nodes and parameters made inside under a name."""
+        self._scopes.append(name)
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
+    @property
+    def scope_path(self) -> str:
+        """The current scope, such as `layers.3.mixer`."""
+        return ".".join(part for part in self._scopes if part)
+
+    def apply(self, op: Op, *operands: Tensor) -> Tensor:
+        """Add a node with one result.
+
+        Raises:
+            GraphError: The operands do not fit the operation, or it has several results.
+        """
+        results = self.apply_all(op, *operands)
+        if len(results) != 1:
+            raise GraphError("the operation has several results; use apply_all", where=op.name)
+        return results[0]
+
+    def apply_all(self, op: Op, *operands: Tensor) -> tuple[Tensor, ...]:
+        """Add a node and return all its results.
+
+        Raises:
+            GraphError: The operands do not fit the operation or belong to another builder.
+        """
+        if any(operand.builder is not self for operand in operands):
+            raise GraphError("an operand belongs to another builder", where=f"{self.scope_path}/{op.name}")
+        try:
+            types = op.infer_types(tuple(operand.type for operand in operands))
+        except GraphError as error:
+            where = f"{self.scope_path}/{op.name}"
+            raise GraphError(error.message, where=where, expected=error.expected, found=error.found) from error
+        node = Node(len(self._nodes), op, tuple(operand.value for operand in operands), types, self.scope_path)
+        self._nodes.append(node)
+        return tuple(Tensor(self, value, kind) for value, kind in zip(node.results, types, strict=True))
+
+    def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Tensor:
+        """A value given at call time."""
+        return self.apply(Input(name, TensorType(tuple(shape), dtype)))
+
+    def parameter(self, name: str, axes: Axes, init: str = "fan_in") -> Tensor:
+        """A trained tensor named by the current scope and `name`; its shape is the product of each tuple of axes.
+
+        Raises:
+            GraphError: The name is taken.
+        """
+        label = f"{self.scope_path}.{name}" if self.scope_path else name
+        if label in self._parameters:
+            raise GraphError("parameter is defined twice", where=label, hint="use `shared` to read it again")
+        self._parameters[label] = self.apply(Parameter(label, axes, init))
+        return self._parameters[label]
+
+    def shared(self, label: str) -> Tensor:
+        """A parameter made before, by its full name.
+
+        Raises:
+            GraphError: No such parameter yet.
+        """
+        if label not in self._parameters:
+            raise GraphError("no such parameter to share", where=label)
+        return self._parameters[label]
+
+    def constant(self, array: Array | float) -> Tensor:
+        """A tensor of known values; float64 becomes float32, int64 becomes int32."""
+        return self.apply(Constant.from_array(np.asarray(array)))
+
+    def lift(self, value: Tensor | float) -> Tensor:
+        """A tensor as it is, a number as a float32 scalar constant."""
+        return value if isinstance(value, Tensor) else self.constant(float(value))
+
+    def component(
+        self, kind: str, key: str, options: ComponentOptions, *operands: Tensor, types: tuple[TensorType, ...] | None = None
+    ) -> Tensor:
+        """A component as one node; without `types` the result has the type of the first operand."""
+        return self.apply(Component(kind, key, options, types or (operands[0].type,)), *operands)
+
+    def build(self, **outputs: Tensor) -> Graph:
+        """Freeze what was built into a graph with named outputs."""
+        return Graph(self._nodes, [(name, tensor.value) for name, tensor in outputs.items()])
+
+    # -- arithmetic --------------------------------------------------------------------------------------------------
+
+    def matmul(self, a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
+        """Batched matrix product over the last two axes."""
+        return self.apply(Matmul(transpose_a, transpose_b), a, b)
+
+    def linear(self, x: Tensor, name: str, outputs: Sequence[Axis], *, bias: bool = False, init: str = "fan_in") -> Tensor:
+        """x `[..., D]` times a new weight `[D, product of outputs]`, plus a bias `name_bias` if asked.
+
+        The input dimension is the axis `d_model`; use `parameter` and `matmul` where it is factored otherwise.
+        """
+        weight = self.parameter(name, ((Axis("d_model", x.shape[-1]),), tuple(outputs)), init)
+        y = self.matmul(x, weight)
+        return y + self.parameter(f"{name}_bias", (tuple(outputs),), "constant(0)") if bias else y
+
+    def exp(self, x: Tensor) -> Tensor:
+        """Exponential, elementwise."""
+        return self.apply(Exp(), x)
+
+    def log(self, x: Tensor) -> Tensor:
+        """Natural logarithm, elementwise."""
+        return self.apply(Log(), x)
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        """Square root, elementwise."""
+        return self.apply(Sqrt(), x)
+
+    def rsqrt(self, x: Tensor) -> Tensor:
+        """Reciprocal square root, elementwise."""
+        return self.apply(Rsqrt(), x)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """Hyperbolic tangent, elementwise."""
+        return self.apply(Tanh(), x)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """Logistic function, elementwise."""
+        return self.apply(Sigmoid(), x)
+
+    def relu(self, x: Tensor) -> Tensor:
+        """max(x, 0), elementwise."""
+        return self.apply(Relu(), x)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """x * sigmoid(x), elementwise."""
+        return self.apply(Silu(), x)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """x times the normal distribution function of x, elementwise."""
+        return self.apply(Gelu(), x)
+
+    def softplus(self, x: Tensor) -> Tensor:
+        """log(1 + exp(x)), elementwise."""
+        return self.apply(Softplus(), x)
+
+    def square(self, x: Tensor) -> Tensor:
+        """x * x, elementwise."""
+        return self.apply(Square(), x)
+
+    def maximum(self, a: Tensor, b: Tensor | float) -> Tensor:
+        """Larger of two elements."""
+        return self.apply(Maximum(), a, self.lift(b))
+
+    def minimum(self, a: Tensor, b: Tensor | float) -> Tensor:
+        """Smaller of two elements."""
+        return self.apply(Minimum(), a, self.lift(b))
+
+    def less(self, a: Tensor, b: Tensor) -> Tensor:
+        """a < b, elementwise, as bool."""
+        return self.apply(Compare("lt"), a, b)
+
+    def less_equal(self, a: Tensor, b: Tensor) -> Tensor:
+        """a <= b, elementwise, as bool."""
+        return self.apply(Compare("le"), a, b)
+
+    def equal(self, a: Tensor, b: Tensor) -> Tensor:
+        """a == b, elementwise, as bool."""
+        return self.apply(Compare("eq"), a, b)
+
+    def where(self, condition: Tensor, a: Tensor, b: Tensor | float) -> Tensor:
+        """Elements of a where the condition holds, else of b."""
+        return self.apply(Where(), condition, a, self.lift(b))
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        """Another element type."""
+        return self.apply(Cast(dtype), x)
+
+    # -- reductions and norms ----------------------------------------------------------------------------------------
+
+    def sum(self, x: Tensor, *axes: int, keepdims: bool = False) -> Tensor:
+        """Sum over axes."""
+        return self.apply(Sum(axes, keepdims), x)
+
+    def mean(self, x: Tensor, *axes: int, keepdims: bool = False) -> Tensor:
+        """Mean over axes."""
+        return self.apply(Mean(axes, keepdims), x)
+
+    def max(self, x: Tensor, *axes: int, keepdims: bool = False) -> Tensor:
+        """Maximum over axes."""
+        return self.apply(Max(axes, keepdims), x)
+
+    def cumsum(self, x: Tensor, axis: int) -> Tensor:
+        """Running sum along an axis."""
+        return self.apply(Cumsum(axis), x)
+
+    def softmax(self, x: Tensor, axis: int = -1) -> Tensor:
+        """Softmax along an axis."""
+        return self.apply(Softmax(axis), x)
+
+    def layer_norm(self, x: Tensor, *factors: Tensor, epsilon: float = 1e-5) -> Tensor:
+        """Layer norm over the last axis with optional scale and bias."""
+        return self.apply(LayerNorm(epsilon), x, *factors)
+
+    def rms_norm(self, x: Tensor, *factors: Tensor, epsilon: float = 1e-5) -> Tensor:
+        """Root-mean-square norm over the last axis with optional scale."""
+        return self.apply(RmsNorm(epsilon), x, *factors)
+
+    # -- shape and indexing ------------------------------------------------------------------------------------------
+
+    def reshape(self, x: Tensor, *shape: int) -> Tensor:
+        """Same elements, another shape; one size may be -1."""
+        return self.apply(Reshape(shape), x)
+
+    def split_heads(self, x: Tensor, heads: int) -> Tensor:
+        """`[B, T, H * K]` to `[B, T, H, K]`."""
+        return self.reshape(x, *x.shape[:-1], heads, x.shape[-1] // heads)
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """`[B, T, H, K]` to `[B, T, H * K]`."""
+        return self.reshape(x, *x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+    def transpose(self, x: Tensor, *permutation: int) -> Tensor:
+        """Axes in another order."""
+        return self.apply(Transpose(permutation), x)
+
+    def slice(self, x: Tensor, axis: int, start: int, stop: int, stride: int = 1) -> Tensor:
+        """Elements start to stop along an axis."""
+        return self.apply(Slice(axis % x.type.rank, start, stop, stride), x)
+
+    def split(self, x: Tensor, axis: int, *sizes: int) -> tuple[Tensor, ...]:
+        """Consecutive pieces of the given sizes along an axis."""
+        ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+        return tuple(self.slice(x, axis, end - size, end) for size, end in zip(sizes, ends, strict=True))
+
+    def concat(self, axis: int, *parts: Tensor) -> Tensor:
+        """Tensors one after the other."""
+        return self.apply(Concat(axis), *parts)
+
+    def pad(self, x: Tensor, axis: int, low: int, high: int, value: float = 0.0) -> Tensor:
+        """Constant padding along one axis."""
+        sides = [0] * x.type.rank
+        lows, highs = sides.copy(), sides.copy()
+        lows[axis], highs[axis] = low, high
+        return self.apply(Pad(tuple(lows), tuple(highs), value), x)
+
+    def broadcast(self, x: Tensor, *shape: int) -> Tensor:
+        """Repeat along axes of size one and new leading axes."""
+        return self.apply(Broadcast(shape), x)
+
+    def take(self, table: Tensor, indices: Tensor) -> Tensor:
+        """Rows of a table at int32 indices."""
+        return self.apply(Take(), table, indices)
+
+    def dynamic_update(self, base: Tensor, update: Tensor, position: Tensor, axis: int) -> Tensor:
+        """`base` with `update` written at a run-time position."""
+        return self.apply(DynamicUpdate(axis), base, update, position)
+
+    # -- mixing ------------------------------------------------------------------------------------------------------
+
+    def conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        strides: Sequence[int] | None = None,
+        padding: Padding | None = None,
+        dilation: Sequence[int] | None = None,
+        groups: int = 1,
+    ) -> Tensor:
+        """Convolution, channels last; defaults are stride 1, no padding, no dilation."""
+        axes = x.type.rank - 2
+        ones = (1,) * axes
+        op = Conv(tuple(strides or ones), padding or ((0, 0),) * axes, tuple(dilation or ones), groups)
+        return self.apply(op, x, weight)
+
+    def pool(self, x: Tensor, pooling: Pool) -> Tensor:
+        """Average or maximum over windows."""
+        return self.apply(pooling, x)
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        alibi: tuple[float, ...] | None = None,
+        offset: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Softmax attention over `[B, T, H, K]` operands; the default scale is 1 / sqrt(K)."""
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        op = Attention(scale, causal, window, alibi, offset is not None, bias is not None)
+        return self.apply(op, q, k, v, *(extra for extra in (offset, bias) if extra is not None))
+
+    def rope(self, x: Tensor, *, base: float = 10000.0, offset: Tensor | None = None) -> Tensor:
+        """Rotary position on `[B, T, H, K]`."""
+        return self.apply(Rope(base, offset is not None), x, *([] if offset is None else [offset]))
+
+    def linear_scan(self, a: Tensor, b: Tensor) -> Tensor:
+        """s_t = a_t * s_{t-1} + b_t along axis 1."""
+        return self.apply(LinearScan(), a, b)
+
+    def outer_scan(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *gates: Tensor,
+        decay: Decay = "none",
+        scale: float = 1.0,
+        state: Tensor | None = None,
+        form: Form = "auto",
+        chunk: int = 64,
+    ) -> tuple[Tensor, Tensor]:
+        """Matrix-state recurrence; returns the outputs and the last state. `gates` are what `decay` asks for."""
+        op = OuterScan(decay, scale, state is not None, form, chunk)
+        output, last = self.apply_all(op, q, k, v, *gates, *([] if state is None else [state]))
+        return output, last

@@ -1,0 +1,239 @@
+"""What a component is: one class that declares its options and builds its graph.
+
+A component file holds one public class, a frozen dataclass whose fields are its options:
+
+    class MyMixer(TokenMixer):
+        num_heads: int = option(4, minimum=1, doc="Heads.")
+        causal: bool = context_option(True)
+
+        def build(self, b: Builder, x: Tensor) -> Tensor: ...
+        def reference(self, params: Params, x: Array) -> Array: ...
+
+Shapes, cost, the torch module, the compiled kernels and the supernet are derived from `build`; `reference` is the
+paper's equation in plain numpy, written independently of `build`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from ir._typing import dataclass_transform
+from ir.errors import GraphError, did_you_mean
+from ir.op import Array, snake_case
+from ir.ops.structure import ComponentOptions, OptionValue
+from ir.types import TensorType
+
+if TYPE_CHECKING:
+    from ir.builder import Builder, Tensor
+
+Causality = Literal["causal", "either", "bidirectional"]
+State = dict[str, TensorType]
+T = TypeVar("T")
+C = TypeVar("C", bound="Component")
+
+KINDS = ("token_mixer", "channel_mixer", "norm", "position", "block", "macro", "stem", "head", "reducer")
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """What an option accepts.
+
+    Attributes:
+        doc: One line for people.
+        choices: Allowed values; empty when any value of the type will do.
+        minimum: Smallest allowed number.
+        maximum: Largest allowed number.
+        from_context: Filled by the macro (causality, position, length), not by the search space.
+    """
+
+    doc: str = ""
+    choices: tuple[OptionValue, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    from_context: bool = False
+
+
+def option(
+    default: T,
+    *,
+    doc: str = "",
+    choices: Sequence[OptionValue] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> T:
+    """Declare an option of a component; its type is the annotation."""
+    spec = OptionSpec(doc, tuple(choices), minimum, maximum)
+    return dataclasses.field(default=default, metadata={"option": spec})
+
+
+def context_option(default: T, *, doc: str = "", choices: Sequence[OptionValue] = ()) -> T:
+    """Declare an option that the macro fills from the model around the component."""
+    spec = OptionSpec(doc, tuple(choices), from_context=True)
+    return dataclasses.field(default=default, metadata={"option": spec})
+
+
+@dataclass(frozen=True)
+class Case:
+    """Options and sizes with which the conformance suite builds a component; sizes are odd on purpose."""
+
+    options: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict[str, OptionValue])
+    batch: int = 2
+    time: int = 7
+    d_model: int = 12
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option, context_option))
+class Component(ABC):
+    """Base of every component; subclasses become frozen dataclasses by being defined.
+
+    Class attributes:
+        kind: One of `KINDS`.
+        paper: Where the equation comes from: authors, year, title, identifier.
+        aliases: Other names in a search space, each with the options it presets.
+        cases: What the conformance suite builds.
+    """
+
+    kind: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    aliases: ClassVar[Mapping[str, Mapping[str, OptionValue]]] = {}
+    cases: ClassVar[tuple[Case, ...]] = (Case(),)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True)(cls)
+
+    @classmethod
+    def key(cls) -> str:
+        """Registry key: snake_case of the class name, equal to the file name."""
+        return snake_case(cls.__name__)
+
+    @classmethod
+    def option_specs(cls) -> dict[str, OptionSpec]:
+        """What each option accepts, by name, in order."""
+        return {field.name: field.metadata["option"] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+    @classmethod
+    def create(cls: type[C], options: Mapping[str, OptionValue], context: Mapping[str, OptionValue] | None = None) -> C:
+        """Make a component from option values; context options absent from `options` come from `context`.
+
+        Raises:
+            GraphError: An unknown option, or a value the option does not accept.
+        """
+        specs = cls.option_specs()
+        for name, value in options.items():
+            if name not in specs:
+                raise GraphError(f"{cls.key()} has no option '{name}'", hint=did_you_mean(name, specs))
+            _check_value(f"{cls.key()}.{name}", value, specs[name])
+        filled = {name: context[name] for name, spec in specs.items() if context and spec.from_context and name in context}
+        return cls(**{**filled, **options})
+
+    def options(self) -> ComponentOptions:
+        """Option values that differ from their defaults, sorted by name: what a component node carries."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        changed = [(field.name, getattr(self, field.name)) for field in fields if getattr(self, field.name) != field.default]
+        return tuple(sorted(changed))
+
+
+def _check_value(where: str, value: OptionValue, spec: OptionSpec) -> None:
+    if spec.choices and value not in spec.choices:
+        raise GraphError("value is not among the choices", where=where, expected=str(spec.choices), found=repr(value))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if spec.minimum is not None and value < spec.minimum:
+            raise GraphError("value is too small", where=where, expected=f"at least {spec.minimum}", found=str(value))
+        if spec.maximum is not None and value > spec.maximum:
+            raise GraphError("value is too large", where=where, expected=f"at most {spec.maximum}", found=str(value))
+
+
+class TokenMixer(Component):
+    """Mixes along the token axis: `[B, T, D] -> [B, T, D]`.
+
+    Class attributes:
+        causality: `causal` always, `bidirectional` never, or `either` by the context option `causal`.
+        growth: Exponent of FLOPs in T for long T, everything but the projections' share counted.
+        forms: Values of the option `form` that compute the same function, if it has one.
+    """
+
+    kind = "token_mixer"
+    causality: ClassVar[Causality] = "either"
+    growth: ClassVar[float] = 1.0
+    forms: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether output t depends on inputs up to t only."""
+        return self.causality == "causal" or (self.causality == "either" and bool(getattr(self, "causal", False)))
+
+    def check(self, d_model: int) -> str | None:
+        """Why this mixer cannot be built at a width, or None if it can."""
+        return None
+
+    @abstractmethod
+    def build(self, b: Builder, x: Tensor) -> Tensor:
+        """Add the mixer's nodes for x `[B, T, D]`; returns `[B, T, D]`."""
+
+    @abstractmethod
+    def reference(self, params: Mapping[str, Array], x: Array) -> Array:
+        """The paper's equation in numpy, parameters by their names inside the component."""
+
+    def state(self, batch: int, d_model: int, max_len: int) -> State:
+        """Types of what a causal mixer carries from token to token, for up to `max_len` tokens."""
+        return {}
+
+    def step(
+        self, b: Builder, x: Tensor, state: Mapping[str, Tensor], position: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One token of a causal mixer: x `[B, 1, D]` at run-time `position` (int32 scalar) and the new state.
+
+        The default serves mixers without state.
+        """
+        return self.build(b, x), {}
+
+
+class ChannelMixer(Component):
+    """Mixes channels of each token by itself: `[..., D] -> [..., D]`."""
+
+    kind = "channel_mixer"
+
+    @abstractmethod
+    def build(self, b: Builder, x: Tensor) -> Tensor:
+        """Add the nodes for x `[..., D]`."""
+
+    @abstractmethod
+    def reference(self, params: Mapping[str, Array], x: Array) -> Array:
+        """The equation in numpy."""
+
+
+class Norm(Component):
+    """Normalises each token: `[..., D] -> [..., D]`."""
+
+    kind = "norm"
+
+    @abstractmethod
+    def build(self, b: Builder, x: Tensor) -> Tensor:
+        """Add the nodes for x `[..., D]`."""
+
+    @abstractmethod
+    def reference(self, params: Mapping[str, Array], x: Array) -> Array:
+        """The equation in numpy."""
+
+
+class Position(Component):
+    """How attention and the stem learn where a token stands; each hook defaults to doing nothing."""
+
+    kind = "position"
+
+    def embed(self, b: Builder, x: Tensor, max_len: int, position: Tensor | None = None) -> Tensor:
+        """Add position to embeddings `[B, T, D]`; `position` is the run-time start when streaming."""
+        return x
+
+    def rotate(self, b: Builder, x: Tensor, position: Tensor | None = None) -> Tensor:
+        """Turn queries or keys `[B, T, H, K]` by their position."""
+        return x
+
+    def slopes(self, num_heads: int) -> tuple[float, ...] | None:
+        """Slopes of a linear score bias, one a head."""
+        return None

@@ -1,0 +1,27 @@
+"""The closed set of operations, a file for each family."""
+
+from ir.ops import (
+    attention,
+    contraction,
+    convolution,
+    elementwise,
+    indexing,
+    normalization,
+    recurrence,
+    reduction,
+    shape,
+    structure,
+)
+
+__all__ = [
+    "attention",
+    "contraction",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "normalization",
+    "recurrence",
+    "reduction",
+    "shape",
+    "structure",
+]

@@ -1,0 +1,115 @@
+"""Softmax attention over heads, and rotary position.
+
+Shape letters: B batch, T queries, S keys, H query heads, G key heads (H a multiple of G), K head size, V value size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ir.op import Array, Op, Types, broadcast_shapes, op, require
+from ir.types import TensorType
+
+
+@op
+class Attention(Op):
+    """softmax(scale * q k^T + bias, masked) v, heads beside tokens: no transposes around it.
+
+    Operands: q `[B, T, H, K]`, k `[B, S, G, K]`, v `[B, S, G, V]`, then `offset` (int32 scalar) if `has_offset`, then
+    an additive bias that broadcasts to `[B, H, T, S]` if `has_bias`. Result `[B, T, H, V]`.
+
+    Query t stands at position offset + t, key s at position s; without `offset` queries are the last T of S positions
+    (offset S - T). `causal` hides keys after the query; `window` w keeps only keys with |distance| < w.
+    `alibi` holds one slope a head: the score falls by slope * |distance| (Press et al. 2022). A query that sees no key
+    gives zeros.
+    """
+
+    scale: float
+    causal: bool = False
+    window: int | None = None
+    alibi: tuple[float, ...] | None = None
+    has_offset: bool = False
+    has_bias: bool = False
+
+    def infer(self, q: TensorType, k: TensorType, v: TensorType, *rest: TensorType) -> TensorType:
+        require(q.rank == k.rank == v.rank == 4, "attention needs [B, T, H, K] operands", found=f"{q}, {k}, {v}")
+        batch, queries, heads, head_dim = q.shape
+        require(k.shape[:3] == v.shape[:3] and k.shape[0] == batch, "keys and values differ", found=f"{k} and {v}")
+        require(k.shape[3] == head_dim, "query and key sizes differ", expected=str(head_dim), found=k.shape[3])
+        require(heads % k.shape[2] == 0, "query heads are no multiple of key heads", found=f"{heads} and {k.shape[2]}")
+        require(self.window is None or self.window > 0, "window must be positive", found=self.window)
+        require(self.alibi is None or len(self.alibi) == heads, "alibi needs one slope a head", found=self.alibi)
+        require(len(rest) == self.has_offset + self.has_bias, "wrong number of operands", found=3 + len(rest))
+        if self.has_offset:
+            require(rest[0] == TensorType((), "int32"), "offset must be an int32 scalar", found=rest[0])
+        if self.has_bias:
+            full = (batch, heads, queries, k.shape[1])
+            require(broadcast_shapes(rest[-1].shape, full) == full, "bias does not broadcast", found=rest[-1])
+        return q.with_shape((batch, queries, heads, v.shape[3]))
+
+    def evaluate(self, q: Array, k: Array, v: Array, *rest: Array) -> Array:
+        group = q.shape[2] // k.shape[2]
+        k_BSHK, v_BSHV = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
+        scores_BHTS = np.einsum("bthk,bshk->bhts", q, k_BSHK) * self.scale
+        offset = int(rest[0]) if self.has_offset else k.shape[1] - q.shape[1]
+        distance_TS = offset + np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])[None, :]
+        if self.alibi is not None:
+            scores_BHTS = scores_BHTS - np.asarray(self.alibi)[:, None, None] * np.abs(distance_TS)
+        if self.has_bias:
+            scores_BHTS = scores_BHTS + rest[-1]
+        visible_TS = self.visible(distance_TS)
+        peak = np.max(np.where(visible_TS, scores_BHTS, -np.inf), axis=-1, keepdims=True)
+        peak = np.where(np.isfinite(peak), peak, 0.0)
+        weights = np.where(visible_TS, np.exp(np.where(visible_TS, scores_BHTS - peak, 0.0)), 0.0)
+        total = np.sum(weights, axis=-1, keepdims=True)
+        weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+        return np.einsum("bhts,bshv->bthv", weights, v_BSHV)
+
+    def visible(self, distance: Array) -> Array:
+        """Which pairs may attend, from query position minus key position."""
+        seen = np.ones(distance.shape, np.bool_)
+        if self.causal:
+            seen &= distance >= 0
+        if self.window is not None:
+            seen &= np.abs(distance) < self.window
+        return seen
+
+    def visible_pairs(self, queries: int, keys: int) -> int:
+        """Query-key pairs that are not masked; with a run-time offset all of them count."""
+        if self.has_offset:
+            return queries * keys if self.window is None else queries * min(keys, self.window)
+        distance = keys - queries + np.arange(queries)[:, None] - np.arange(keys)[None, :]
+        return int(self.visible(distance).sum())
+
+    def flops(self, operands: Types, results: Types) -> int:
+        batch, queries, heads, head_dim = operands[0].shape
+        pairs = self.visible_pairs(queries, operands[1].shape[1])
+        return batch * heads * pairs * (2 * head_dim + 2 * operands[2].shape[3] + 5)
+
+
+@op
+class Rope(Op):
+    """Rotary position: rotates the pairs (x_i, x_{i + K/2}) by position * base^(-2i/K).
+
+    Operands: x `[B, T, H, K]` with even K, then `offset` (int32 scalar) if `has_offset`: token t stands at offset + t.
+    Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding"; half-split pairing.
+    """
+
+    base: float = 10000.0
+    has_offset: bool = False
+
+    def infer(self, x: TensorType, *rest: TensorType) -> TensorType:
+        require(x.rank == 4 and x.shape[3] % 2 == 0, "rope needs [B, T, H, K] with even K", found=x)
+        require(len(rest) == self.has_offset, "wrong number of operands", found=1 + len(rest))
+        return x
+
+    def evaluate(self, x: Array, *rest: Array) -> Array:
+        half = x.shape[3] // 2
+        position = (int(rest[0]) if self.has_offset else 0) + np.arange(x.shape[1])
+        angle = position[:, None] * self.base ** (-np.arange(half) / half)
+        cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
+        first, second = x[..., :half], x[..., half:]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+    def flops(self, operands: Types, results: Types) -> int:
+        return 3 * results[0].size

@@ -1,0 +1,75 @@
+"""Softmax and norms over the last axis (softmax: any axis)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ir.op import Array, Op, Types, normal_axis, op, require
+from ir.types import TensorType
+
+
+@op
+class Softmax(Op):
+    """exp(x - max) / sum along an axis."""
+
+    axis: int = -1
+
+    def infer(self, x: TensorType) -> TensorType:
+        require(x.is_float, "softmax needs floating-point input", found=x)
+        normal_axis(self.axis, x.rank)
+        return x
+
+    def evaluate(self, x: Array) -> Array:
+        weights = np.exp(x - np.max(x, axis=self.axis, keepdims=True))
+        return weights / np.sum(weights, axis=self.axis, keepdims=True)
+
+    def flops(self, operands: Types, results: Types) -> int:
+        return 5 * results[0].size
+
+
+class Norm(Op):
+    """A norm over the last axis with optional per-element factors of size D."""
+
+    def infer(self, x: TensorType, *factors: TensorType) -> TensorType:
+        require(x.is_float and x.rank >= 1, f"{self.name} needs floating-point input", found=x)
+        for factor in factors:
+            require(factor.shape == x.shape[-1:], "factor does not fit the last axis", expected=str(x.shape[-1:]), found=factor)
+        return x
+
+
+@op
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis.
+
+    Operands: x `[..., D]`, then scale `[D]`, then bias `[D]`, each optional in that order.
+    Source: Ba, Kiros and Hinton 2016, "Layer Normalization".
+    """
+
+    epsilon: float = 1e-5
+
+    def evaluate(self, x: Array, *factors: Array) -> Array:
+        centred = x - np.mean(x, axis=-1, keepdims=True)
+        result = centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+        result = result * factors[0] if factors else result
+        return result + factors[1] if len(factors) > 1 else result
+
+    def flops(self, operands: Types, results: Types) -> int:
+        return (6 + len(operands)) * results[0].size
+
+
+@op
+class RmsNorm(Norm):
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis.
+
+    Operands: x `[..., D]`, then optionally scale `[D]`.
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
+    """
+
+    epsilon: float = 1e-5
+
+    def evaluate(self, x: Array, *factors: Array) -> Array:
+        result = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return result * factors[0] if factors else result
+
+    def flops(self, operands: Types, results: Types) -> int:
+        return (3 + len(operands)) * results[0].size
