@@ -1,0 +1,242 @@
+"""Chains of elementwise and shape operations as one pass over memory, optionally ending in a reduction.
+
+The specification is the chain itself, a small `ir` graph, so every chain has a kernel and its meaning is the interpreter's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from codegen._tvm import Buffer, Expr, PrimFunc, tirx
+from codegen._tvm import tir_builder as T
+from codegen.kernels.base import Array, Isa, Kernel, Knobs
+from codegen.kernels.emit import build_function, ceil_div, flat_view, scratch, store
+from codegen.kernels.expressions import Source, sources, unravel
+from ir.graph import Graph
+from ir.interpret import evaluate
+from ir.op import Op
+from ir.ops.elementwise import Binary, Compare, Unary, Where
+from ir.ops.reduction import Max, Mean, Reduction, Sum
+from ir.ops.shape import Reshape
+from ir.ops.structure import Constant, Input
+from ir.types import TensorType
+
+SERIAL_BELOW: Final = 16 * 1024
+"""Elements below which starting threads costs more than it saves."""
+FLAT_CHUNK: Final = 4096
+"""Elements of a parallel piece where all of memory is one row."""
+
+
+@dataclass(frozen=True)
+class FusedKernel(Kernel):
+    """A graph of fusible operations with one output, computed without storing what lies between.
+
+    Operands: the graph's inputs in order; the output. If the output's operation is a reduction, it is the only one.
+
+    Attributes:
+        graph: Inputs, single-number constants and operations with a row in `expressions.EXPRESSIONS`.
+    """
+
+    graph: Graph
+
+    family: ClassVar[str] = "fused"
+
+    @property
+    def inputs(self) -> tuple[TensorType, ...]:
+        """Types of the graph's inputs."""
+        return tuple(node.types[0] for node in self.graph.inputs.values())
+
+    @property
+    def outputs(self) -> tuple[TensorType, ...]:
+        """Type of the graph's output."""
+        return (self.graph.type_of(self.graph.outputs[0][1]),)
+
+    @property
+    def root(self) -> Op:
+        """Operation that makes the output."""
+        return self.graph.node(self.graph.outputs[0][1].node).op
+
+    @property
+    def flops(self) -> int:
+        """Sum over the chain."""
+        return sum(node.op.flops(self.graph.operand_types(node), node.types) for node in self.graph.nodes)
+
+    @property
+    def key(self) -> str:
+        """Names of the operations and a digest of the whole graph."""
+        names = "-".join(node.op.name for node in self.graph.nodes if not isinstance(node.op, Input | Constant))
+        text = ";".join(f"{node.op}{node.operands}{node.types}" for node in self.graph.nodes)
+        return f"{self.family}({names[:60]},{hashlib.sha256(text.encode()).hexdigest()[:16]})"
+
+    def knobs(self, isa: Isa) -> Knobs:
+        """Start threads only where there is enough to do."""
+        work = max(operand.size for operand in (*self.inputs, *self.outputs))
+        return {"parallel": isa.threads > 1 and work >= SERIAL_BELOW}
+
+    def knob_space(self, isa: Isa) -> list[Knobs]:
+        """Threads or none."""
+        rule = self.knobs(isa)
+        return [rule, {"parallel": not rule["parallel"]}] if isa.threads > 1 else [rule]
+
+    def build(self, isa: Isa, knobs: Knobs) -> PrimFunc:
+        """Write the loop nest."""
+        return build_function(self, isa, knobs, lambda *buffers: self._write(isa, bool(knobs["parallel"]), buffers))
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        """Interpret the graph in float64."""
+        named = dict(zip(self.graph.inputs, arrays, strict=True))
+        return (evaluate(self.graph, named, {})[self.graph.outputs[0][0]],)
+
+    def _write(self, isa: Isa, parallel: bool, buffers: tuple[Buffer, ...]) -> None:
+        *inputs, output = (flat_view(buffer) for buffer in buffers)
+        made = sources(self.graph, dict(zip(self.graph.inputs, inputs, strict=True)))
+        root = self.graph.node(self.graph.outputs[0][1].node)
+        if isinstance(root.op, Reduction):
+            _Reducer(root.op, made[root.operands[0]], isa, parallel, output).write()
+        elif self._is_flat():
+            _write_flat(made[root.results[0]], isa, parallel, output)
+        else:
+            _write_rows(made[root.results[0]], isa, parallel, output)
+
+    def _is_flat(self) -> bool:
+        """Whether every step keeps row-major order, so that the shape does not matter."""
+        size = self.outputs[0].size
+        return all(
+            isinstance(node.op, Input | Constant)
+            or (
+                isinstance(node.op, Unary | Binary | Compare | Where | Reshape)
+                and all(t.size in (1, size) for t in self.graph.operand_types(node))
+            )
+            for node in self.graph.nodes
+        )
+
+
+def _loop(extent: int, parallel: bool) -> Any:
+    return T.parallel(0, extent) if parallel and extent > 1 else T.serial(0, extent)
+
+
+def vectorized(lanes: int) -> Any:
+    """Loop over the lanes of one vector instruction."""
+    return T.vectorized(0, lanes) if lanes > 1 else T.serial(0, 1)
+
+
+def _write_flat(value: Source, isa: Isa, parallel: bool, output: Buffer) -> None:
+    size = value.type.size
+    chunk = FLAT_CHUNK if size >= FLAT_CHUNK else max(size // isa.lanes, 1) * isa.lanes
+    whole = size // chunk
+    with _loop(whole, parallel) as piece, T.serial(0, ceil_div(chunk, isa.lanes)) as vector:
+        with vectorized(min(isa.lanes, chunk)) as lane:
+            offset = piece * chunk + vector * isa.lanes + lane
+            store(output, value.flat(offset), offset)
+    if size % chunk:
+        with T.serial(0, size % chunk) as rest:
+            store(output, value.flat(whole * chunk + rest), whole * chunk + rest)
+
+
+def _write_rows(value: Source, isa: Isa, parallel: bool, output: Buffer) -> None:
+    shape = value.type.shape or (1,)
+    columns, rows = shape[-1], math.prod(shape[:-1])
+    with _loop(rows, parallel) as row:
+
+        def write(column: Any) -> None:
+            index = (*unravel(row, shape[:-1]), column)
+            store(output, value.at(index[len(shape) - value.type.rank :]), row * columns + column)
+
+        for_each_column(columns, isa.lanes, write)
+
+
+def for_each_column(columns: int, lanes: int, write: Any) -> None:
+    """Write a vectorised loop over columns, and a scalar one over the rest."""
+    if columns >= lanes:
+        with T.serial(0, columns // lanes) as vector, vectorized(lanes) as lane:
+            write(vector * lanes + lane)
+    if columns % lanes:
+        with T.serial(0, columns % lanes) as rest:
+            write(columns // lanes * lanes + rest)
+
+
+class _Reducer:
+    """Writes a reduction of a source."""
+
+    def __init__(self, op: Reduction, value: Source, isa: Isa, parallel: bool, output: Buffer) -> None:
+        self.op, self.value, self.isa, self.parallel, self.output = op, value, isa, parallel, output
+        shape = value.type.shape
+        self.reduced = sorted(axis % len(shape) for axis in op.axes)
+        self.kept = [axis for axis in range(len(shape)) if axis not in self.reduced]
+        self.count = math.prod(shape[axis] for axis in self.reduced)
+
+    def write(self) -> None:
+        """Reduce along the vector where the last axis goes, across it where it stays."""
+        if len(self.value.type.shape) - 1 in self.reduced:
+            self._along()
+        else:
+            self._across()
+
+    def _sizes(self, axes: list[int]) -> tuple[int, ...]:
+        return tuple(self.value.type.shape[axis] for axis in axes)
+
+    def _element(self, kept: tuple[Any, ...], reduced: tuple[Any, ...]) -> Expr:
+        by_axis = dict(zip((*self.kept, *self.reduced), (*kept, *reduced), strict=True))
+        return self.value.at(tuple(by_axis[axis] for axis in range(len(by_axis))))
+
+    def _combine(self, a: Expr, b: Expr) -> Expr:
+        return tirx.max(a, b) if isinstance(self.op, Max) else a + b
+
+    def _start(self) -> Expr:
+        return tirx.const(float(np.finfo(np.float32).min) if isinstance(self.op, Max) else 0.0, "float32")
+
+    def _finish(self, total: Expr) -> Expr:
+        assert isinstance(self.op, Sum | Mean | Max)
+        return total * tirx.const(1.0 / self.count, "float32") if isinstance(self.op, Mean) else total
+
+    def _along(self) -> None:
+        lanes, outer = self.isa.lanes, self._sizes(self.reduced[:-1])
+        columns = self.value.type.shape[-1]
+        with _loop(math.prod(self._sizes(self.kept)), self.parallel) as row:
+            kept = unravel(row, self._sizes(self.kept))
+            sums, total = scratch((lanes,)), scratch((1,))
+            with vectorized(lanes) as lane:
+                store(sums, self._start(), lane)
+            store(total, self._start(), 0)
+            with T.serial(0, math.prod(outer)) as step:
+                before = unravel(step, outer)
+                if columns >= lanes:
+                    with T.serial(0, columns // lanes) as vector, vectorized(lanes) as lane:
+                        element = self._element(kept, (*before, vector * lanes + lane))
+                        store(sums, self._combine(sums[lane], element), lane)
+                if columns % lanes:
+                    with T.serial(0, columns % lanes) as rest:
+                        element = self._element(kept, (*before, columns // lanes * lanes + rest))
+                        store(total, self._combine(total[0], element), 0)
+            if columns >= lanes:
+                with T.serial(0, lanes) as lane:
+                    store(total, self._combine(total[0], sums[lane]), 0)
+            store(self.output, self._finish(total[0]), row)
+
+    def _across(self) -> None:
+        lanes, kept_sizes = self.isa.lanes, self._sizes(self.kept)
+        columns = kept_sizes[-1]
+        with _loop(math.prod(kept_sizes[:-1]), self.parallel) as row:
+            before = unravel(row, kept_sizes[:-1])
+            full, rest = divmod(columns, lanes)
+            if full:
+                with T.serial(0, full) as vector:
+                    self._column_sums(before, row * columns, vector * lanes, lanes)
+            if rest:
+                self._column_sums(before, row * columns, full * lanes, rest)
+
+    def _column_sums(self, before: tuple[Any, ...], base: Any, first: Any, width: int) -> None:
+        sums = scratch((width,))
+        with vectorized(width) as lane:
+            store(sums, self._start(), lane)
+        with T.serial(0, self.count) as step:
+            reduced = unravel(step, self._sizes(self.reduced))
+            with vectorized(width) as lane:
+                store(sums, self._combine(sums[lane], self._element((*before, first + lane), reduced)), lane)
+        with vectorized(width) as lane:
+            store(self.output, self._finish(sums[lane]), base + first + lane)
