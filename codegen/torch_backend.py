@@ -98,7 +98,9 @@ def _rope(op: at.Rope, x: Tensor, *rest: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def _angles(op: at.Rope, shape: torch.Size | tuple[int, ...], offset: Tensor | int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _angles(
+    op: at.Rope, shape: torch.Size | tuple[int, ...], offset: Tensor | int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines `[T, 1, K / 2]`, computed in float64."""
     half = shape[3] // 2
     position = (offset + torch.arange(shape[1])).to(torch.float64)
@@ -331,5 +333,3 @@ def to_module(
             message = "parameter value is missing" if found is None else "parameter value has another shape"
             raise GraphError(message, where=name, expected=str(node.types[0].shape), found=str(found))
     return GraphModule(graph, values, dtype)
-
-

@@ -1,8 +1,8 @@
 """Values of a small graph as index expressions: what each element is, given its position.
 
-A `Source` answers "what is the element at this position" with a scalar TIR expression. Sources compose through
-operations without storing anything, which is how chains of elementwise and shape operations become one loop. The loop
-variable of the innermost axis is vectorised by the kernel that uses them.
+A `Source` answers "what is the element at this position" with a TIR expression. Sources compose through operations
+without storing anything, which is how chains of elementwise and shape operations become one loop. The position along the
+innermost axis may be a vector of positions; then the element is a vector too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from codegen._tvm import Buffer, Expr, tirx
 from codegen.kernels import vector_math as vm
 from ir.graph import Graph, Value
 from ir.op import Op
+from ir.ops import attention as at
 from ir.ops import elementwise as ew
 from ir.ops import indexing as ix
 from ir.ops import shape as sh
@@ -99,16 +100,24 @@ def _pointwise(function: Callable[..., Expr]) -> Callable[[Op, TensorType, tuple
 
     def row(op: Op, result: TensorType, operands: tuple[Source, ...]) -> Source:
         def at(index: Index) -> Expr:
-            return function(*(operand.at(_broadcast_index(index, operand.type.shape)) for operand in operands))
+            reads = [operand.at(_broadcast_index(index, operand.type.shape)) for operand in operands]
+            return function(*same_lanes(*reads))
 
         def flat(offset: Any) -> Expr:
-            if all(operand.type.size in (1, result.size) for operand in operands):
-                return function(*(operand.flat(0 if operand.type.size == 1 else offset) for operand in operands))
-            return at(unravel(offset, result.shape))
+            if any(operand.type.size not in (1, result.size) for operand in operands):
+                return at(unravel(offset, result.shape))
+            reads = [operand.flat(0 if operand.type.size == 1 else offset) for operand in operands]
+            return function(*same_lanes(*reads))
 
         return Source(result, at, flat)
 
     return row
+
+
+def same_lanes(*values: Any) -> list[Expr]:
+    """Repeat scalars so that all values are vectors of one length, if any is a vector."""
+    widest = max(vm.lanes_of(value) for value in values)
+    return [tirx.Broadcast(value, widest) if vm.lanes_of(value) < widest else value for value in values]
 
 
 def _broadcast_index(index: Index, shape: tuple[int, ...]) -> Index:
@@ -203,6 +212,23 @@ def _dynamic_update(op: ix.DynamicUpdate, result: TensorType, operands: tuple[So
     return Source(result, at, lambda offset: at(unravel(offset, result.shape)))
 
 
+def _rope(op: at.Rope, result: TensorType, operands: tuple[Source, ...]) -> Source:
+    """Rotation at a run-time position; with one known beforehand a kernel reads its angles from a table."""
+    x, offset = operands
+    half = result.shape[3] // 2
+
+    def at_(index: Index) -> Expr:
+        batch, step, head, k = index
+        position = _converted(offset.flat(0) + step, "float32")
+        pair = _converted(k % half, "float32") if half > 1 else tirx.const(0.0, "float32")
+        angle = position * vm.exp(pair * tirx.const(-math.log(op.base) / half, "float32"))
+        own, other = x.at(index), x.at((batch, step, head, (k + half) % (2 * half)))
+        signed = _select(k < half, -other, other)
+        return own * tirx.cos(angle) + signed * tirx.sin(angle)
+
+    return Source(result, at_, lambda place: at_(unravel(place, result.shape)))
+
+
 def _clamp(position: Any, size: int) -> Any:
     """A position that is safe to read; what is read there is discarded when it lies outside."""
     if isinstance(position, int):
@@ -215,22 +241,27 @@ def _both(a: Any, b: Any) -> Any:
         return b if a is True else a
     if isinstance(a, bool) or isinstance(b, bool):
         return False
-    return tirx.all(a, b)
+    return tirx.And(*same_lanes(a, b))
 
 
 def _select(condition: Any, a: Expr, b: Expr) -> Expr:
     if isinstance(condition, bool):
         return a if condition else b
-    return tirx.Select(condition, a, b)
+    return tirx.Select(*same_lanes(condition, a, b))
 
 
 def _compare(op: ew.Compare, result: TensorType, operands: tuple[Source, ...]) -> Source:
-    function = {"lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "eq": lambda a, b: tirx.EQ(a, b)}[op.kind]
+    function = {"lt": tirx.LT, "le": tirx.LE, "eq": tirx.EQ}[op.kind]
     return _pointwise(function)(op, result, operands)
 
 
 def _cast(op: ew.Cast, result: TensorType, operands: tuple[Source, ...]) -> Source:
-    return _pointwise(lambda x: x.astype(op.dtype))(op, result, operands)
+    return _pointwise(lambda x: _converted(x, op.dtype))(op, result, operands)
+
+
+def _converted(x: Expr, dtype: str) -> Expr:
+    lanes = vm.lanes_of(x)
+    return x.astype(dtype if lanes == 1 else f"{dtype}x{lanes}")
 
 
 EXPRESSIONS: Final[dict[type[Op], Callable[[Any, TensorType, tuple[Source, ...]], Source]]] = {
@@ -268,5 +299,6 @@ EXPRESSIONS: Final[dict[type[Op], Callable[[Any, TensorType, tuple[Source, ...]]
     sh.Pad: _pad,
     ix.Take: _take,
     ix.DynamicUpdate: _dynamic_update,
+    at.Rope: _rope,
 }
 """How each fusible operation reads its operands: the operation, its result type, its operands' sources."""

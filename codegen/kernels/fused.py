@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -15,8 +16,9 @@ import numpy as np
 from codegen._tvm import Buffer, Expr, PrimFunc, tirx
 from codegen._tvm import tir_builder as T
 from codegen.kernels.base import Array, Isa, Kernel, Knobs
-from codegen.kernels.emit import build_function, ceil_div, flat_view, scratch, store
-from codegen.kernels.expressions import Source, sources, unravel
+from codegen.kernels.emit import build_function, flat_view, scratch, store
+from codegen.kernels.expressions import Source, same_lanes, sources, unravel
+from codegen.kernels.vector_math import lanes_of, splat
 from ir.graph import Graph
 from ir.interpret import evaluate
 from ir.op import Op
@@ -120,22 +122,32 @@ def _loop(extent: int, parallel: bool) -> Any:
     return T.parallel(0, extent) if parallel and extent > 1 else T.serial(0, extent)
 
 
-def vectorized(lanes: int) -> Any:
-    """Loop over the lanes of one vector instruction."""
-    return T.vectorized(0, lanes) if lanes > 1 else T.serial(0, 1)
+def _positions(first: Any, lanes: int) -> Any:
+    """The position `first`, or the vector of positions from there."""
+    return tirx.Ramp(first, 1, lanes) if lanes > 1 else first
+
+
+def _put(buffer: Buffer, value: Expr, first: Any, lanes: int) -> None:
+    store(buffer, splat(value, lanes) if lanes_of(value) < lanes else value, _positions(first, lanes))
 
 
 def _write_flat(value: Source, isa: Isa, parallel: bool, output: Buffer) -> None:
     size = value.type.size
     chunk = FLAT_CHUNK if size >= FLAT_CHUNK else max(size // isa.lanes, 1) * isa.lanes
-    whole = size // chunk
-    with _loop(whole, parallel) as piece, T.serial(0, ceil_div(chunk, isa.lanes)) as vector:
-        with vectorized(min(isa.lanes, chunk)) as lane:
-            offset = piece * chunk + vector * isa.lanes + lane
-            store(output, value.flat(offset), offset)
-    if size % chunk:
-        with T.serial(0, size % chunk) as rest:
-            store(output, value.flat(whole * chunk + rest), whole * chunk + rest)
+    lanes = min(isa.lanes, size)
+    whole = size // chunk if lanes == isa.lanes else 0
+    if whole:
+        with _loop(whole, parallel) as piece, T.serial(0, chunk // lanes) as vector:
+            first = piece * chunk + vector * lanes
+            _put(output, value.flat(_positions(first, lanes)), first, lanes)
+    if size - whole * chunk:
+        _for_each_vector(
+            size - whole * chunk,
+            isa.lanes,
+            lambda first, width: _put(
+                output, value.flat(_positions(whole * chunk + first, width)), whole * chunk + first, width
+            ),
+        )
 
 
 def _write_rows(value: Source, isa: Isa, parallel: bool, output: Buffer) -> None:
@@ -143,21 +155,21 @@ def _write_rows(value: Source, isa: Isa, parallel: bool, output: Buffer) -> None
     columns, rows = shape[-1], math.prod(shape[:-1])
     with _loop(rows, parallel) as row:
 
-        def write(column: Any) -> None:
-            index = (*unravel(row, shape[:-1]), column)
-            store(output, value.at(index[len(shape) - value.type.rank :]), row * columns + column)
+        def write(first: Any, lanes: int) -> None:
+            index = (*unravel(row, shape[:-1]), _positions(first, lanes))
+            _put(output, value.at(index[len(shape) - value.type.rank :]), row * columns + first, lanes)
 
-        for_each_column(columns, isa.lanes, write)
+        _for_each_vector(columns, isa.lanes, write)
 
 
-def for_each_column(columns: int, lanes: int, write: Any) -> None:
-    """Write a vectorised loop over columns, and a scalar one over the rest."""
+def _for_each_vector(columns: int, lanes: int, write: Callable[[Any, int], None]) -> None:
+    """Call `write(first, lanes)` in a loop over full vectors, then in one over single elements."""
     if columns >= lanes:
-        with T.serial(0, columns // lanes) as vector, vectorized(lanes) as lane:
-            write(vector * lanes + lane)
+        with T.serial(0, columns // lanes) as vector:
+            write(vector * lanes, lanes)
     if columns % lanes:
         with T.serial(0, columns % lanes) as rest:
-            write(columns // lanes * lanes + rest)
+            write(columns // lanes * lanes + rest, 1)
 
 
 class _Reducer:
@@ -184,7 +196,8 @@ class _Reducer:
         by_axis = dict(zip((*self.kept, *self.reduced), (*kept, *reduced), strict=True))
         return self.value.at(tuple(by_axis[axis] for axis in range(len(by_axis))))
 
-    def _combine(self, a: Expr, b: Expr) -> Expr:
+    def _combined(self, a: Expr, b: Expr) -> Expr:
+        a, b = same_lanes(a, b)
         return tirx.max(a, b) if isinstance(self.op, Max) else a + b
 
     def _start(self) -> Expr:
@@ -192,7 +205,7 @@ class _Reducer:
 
     def _finish(self, total: Expr) -> Expr:
         assert isinstance(self.op, Sum | Mean | Max)
-        return total * tirx.const(1.0 / self.count, "float32") if isinstance(self.op, Mean) else total
+        return total * splat(1.0 / self.count, lanes_of(total)) if isinstance(self.op, Mean) else total
 
     def _along(self) -> None:
         lanes, outer = self.isa.lanes, self._sizes(self.reduced[:-1])
@@ -200,43 +213,38 @@ class _Reducer:
         with _loop(math.prod(self._sizes(self.kept)), self.parallel) as row:
             kept = unravel(row, self._sizes(self.kept))
             sums, total = scratch((lanes,)), scratch((1,))
-            with vectorized(lanes) as lane:
-                store(sums, self._start(), lane)
-            store(total, self._start(), 0)
+            _put(sums, self._start(), 0, lanes)
+            _put(total, self._start(), 0, 1)
             with T.serial(0, math.prod(outer)) as step:
                 before = unravel(step, outer)
-                if columns >= lanes:
-                    with T.serial(0, columns // lanes) as vector, vectorized(lanes) as lane:
-                        element = self._element(kept, (*before, vector * lanes + lane))
-                        store(sums, self._combine(sums[lane], element), lane)
-                if columns % lanes:
-                    with T.serial(0, columns % lanes) as rest:
-                        element = self._element(kept, (*before, columns // lanes * lanes + rest))
-                        store(total, self._combine(total[0], element), 0)
+
+                def write(first: Any, width: int) -> None:
+                    element = self._element(kept, (*before, _positions(first, width)))
+                    target = sums if width > 1 else total
+                    _put(target, self._combined(target[_positions(0, width)], element), 0, width)
+
+                _for_each_vector(columns, lanes, write)
             if columns >= lanes:
                 with T.serial(0, lanes) as lane:
-                    store(total, self._combine(total[0], sums[lane]), 0)
+                    store(total, self._combined(total[0], sums[lane]), 0)
             store(self.output, self._finish(total[0]), row)
 
     def _across(self) -> None:
-        lanes, kept_sizes = self.isa.lanes, self._sizes(self.kept)
+        kept_sizes = self._sizes(self.kept)
         columns = kept_sizes[-1]
         with _loop(math.prod(kept_sizes[:-1]), self.parallel) as row:
             before = unravel(row, kept_sizes[:-1])
-            full, rest = divmod(columns, lanes)
-            if full:
-                with T.serial(0, full) as vector:
-                    self._column_sums(before, row * columns, vector * lanes, lanes)
-            if rest:
-                self._column_sums(before, row * columns, full * lanes, rest)
+
+            def write(first: Any, width: int) -> None:
+                self._column_sums(before, row * columns, first, width)
+
+            _for_each_vector(columns, self.isa.lanes, write)
 
     def _column_sums(self, before: tuple[Any, ...], base: Any, first: Any, width: int) -> None:
         sums = scratch((width,))
-        with vectorized(width) as lane:
-            store(sums, self._start(), lane)
+        _put(sums, self._start(), 0, width)
         with T.serial(0, self.count) as step:
             reduced = unravel(step, self._sizes(self.reduced))
-            with vectorized(width) as lane:
-                store(sums, self._combine(sums[lane], self._element((*before, first + lane), reduced)), lane)
-        with vectorized(width) as lane:
-            store(self.output, self._finish(sums[lane]), base + first + lane)
+            element = self._element((*before, _positions(first, width)), reduced)
+            _put(sums, self._combined(sums[_positions(0, width)], element), 0, width)
+        _put(self.output, self._finish(sums[_positions(0, width)]), base + first, width)

@@ -94,7 +94,9 @@ class NormKernel(Kernel):
 
     def build(self, isa: Isa, knobs: Knobs) -> PrimFunc:
         """Write the passes over each row."""
-        return build_function(self, isa, knobs, lambda *buffers: _Writer(self, isa, buffers).write(int(knobs["pieces"])))
+        return build_function(
+            self, isa, knobs, lambda *buffers: _Writer(self, isa, buffers).write(int(knobs["pieces"]))
+        )
 
     def reference(self, *arrays: Array) -> tuple[Array, ...]:
         """Compute in float64."""

@@ -83,7 +83,9 @@ class WindowKernel(Kernel):
 
     def build(self, isa: Isa, knobs: Knobs) -> PrimFunc:
         """Write the loop nest."""
-        return build_function(self, isa, knobs, lambda *buffers: _Writer(self, isa, buffers).write(bool(knobs["parallel"])))
+        return build_function(
+            self, isa, knobs, lambda *buffers: _Writer(self, isa, buffers).write(bool(knobs["parallel"]))
+        )
 
     def reference(self, *arrays: Array) -> tuple[Array, ...]:
         """Interpret the operation in float64."""
@@ -125,9 +127,7 @@ class _Writer:
         if columns[-1] is not None:
             self._vector(row, batch, place, group, base + full * self.vec.lanes, columns[-1])
 
-    def _vector(
-        self, row: Expr, batch: Index, place: list[Index], group: int, column: Index, live: int | None
-    ) -> None:
+    def _vector(self, row: Expr, batch: Index, place: list[Index], group: int, column: Index, live: int | None) -> None:
         pooling = isinstance(self.op, Pool)
         largest = pooling and self.op.kind == "max"
         total = self.vec.register(float(np.finfo(np.float32).min) if largest else 0.0)

@@ -1,0 +1,186 @@
+"""Compile a graph to an artifact: generate code in a worker process, hold it against torch, pack it up.
+
+Generated code never runs in the caller's process: a crash or a hang of it is an error here, not the end of the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from codegen import artifact, lower
+from codegen.artifact import Artifact
+from codegen.container import TensorSpec, relative_error
+from codegen.measure import pinned_worker
+from codegen.targets.base import Target
+from codegen.torch_backend import to_module
+from codegen.tuning import Progress, TuningDatabase, tune
+from codegen.workers import Worker
+from ir.errors import CompileError, VerificationError
+from ir.graph import Graph, Node, Value
+from ir.hashing import canonical_hash
+from ir.op import Array
+from ir.ops.indexing import DynamicUpdate, Take
+from ir.ops.shape import Reshape
+from ir.ops.structure import Component
+from ir.serialize import graph_to_json
+
+TOLERANCE: Final = 1e-4
+"""Largest difference from torch in float32, relative to the output's scale: both round each of some hundred sums."""
+TIMEOUT_S: Final = 120.0
+"""Bound on code generation and one run; a model of this tool's sizes takes seconds."""
+
+_WORKERS: Final[dict[int, Worker]] = {}
+
+
+def compile_graph(
+    graph: Graph,
+    params: Mapping[str, Array],
+    target: Target,
+    *,
+    opt_level: int = 1,
+    tuning_trials: int = 0,
+    tuning_root: str | Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile, verify and pack one graph.
+
+    Args:
+        graph: Graph without component nodes.
+        params: A float32 array for each parameter.
+        target: What to compile for; it must be this machine's kind, because the result is run to verify it.
+        opt_level: 1 takes tuned knobs where the database has them, else each kernel's rule; 3 tunes first.
+        tuning_trials: Kernel candidates that level 3 may measure, in all.
+        tuning_root: Folder of the tuning databases; see `TuningDatabase.for_target`.
+        metadata: Anything to keep inside the artifact.
+        progress: Called during tuning with candidates done, candidates in all, and what is tried next.
+
+    Returns:
+        The artifact, verified on random inputs.
+
+    Raises:
+        CompileError: A node has no kernel, or code generation failed.
+        VerificationError: The outputs differ from torch by more than `TOLERANCE`, or are not finite.
+        KernelCrash: The generated code ended its process.
+        KernelTimeout: It took longer than `TIMEOUT_S`.
+    """
+    _require_expanded(graph)
+    if opt_level not in (1, 3):
+        raise CompileError("unknown optimisation level", expected="1 or 3", found=str(opt_level))
+    database = TuningDatabase.for_target(target, tuning_root)
+    if opt_level == 3:
+        lowered = lower.lower(graph, target, database)
+        tune([call.kernel for call in lowered.calls], target, database, trials=tuning_trials, progress=progress)
+    inputs = sample_inputs(graph)
+    expected = torch_outputs(graph, params, inputs)
+    worker = _worker(target.threads)
+    built, outputs = worker.call(
+        lower.build_and_run, graph, dict(params), target, database, inputs, timeout_s=TIMEOUT_S
+    )
+    error = _verify(graph, expected, outputs)
+    bounds = index_bounds(graph)
+    return Artifact(
+        library=built.library,
+        weights=built.weights,
+        parameters=dict(params),
+        graph_json=graph_to_json(graph),
+        graph_hash=canonical_hash(graph),
+        inputs=[_spec(name, node, bounds.get(name)) for name, node in graph.inputs.items()],
+        outputs=[TensorSpec(name, graph.type_of(v).shape, graph.type_of(v).dtype) for name, v in graph.outputs],
+        example_inputs=inputs,
+        expected_outputs=outputs,
+        target=artifact.describe_target(target),
+        threads=target.threads,
+        verification_error=error,
+        kernels=built.kernels,
+        metadata=dict(metadata or {}),
+    )
+
+
+def describe_kernels(graph: Graph, target: Target, tuning_root: str | Path | None = None) -> list[dict[str, Any]]:
+    """List which kernel serves each node of an expanded graph, without compiling it; see `lower.describe`."""
+    _require_expanded(graph)
+    return lower.describe(lower.lower(graph, target, TuningDatabase.for_target(target, tuning_root)))
+
+
+def sample_inputs(graph: Graph, seed: int = 0) -> dict[str, Array]:
+    """Draw inputs on which a graph can be run: standard normal numbers, indices inside their tables."""
+    rng = np.random.default_rng(seed)
+    bounds = index_bounds(graph)
+    drawn: dict[str, Array] = {}
+    for name, node in graph.inputs.items():
+        kind = node.types[0]
+        if kind.is_float:
+            drawn[name] = rng.standard_normal(kind.shape).astype(np.float32)
+        else:
+            drawn[name] = rng.integers(0, bounds.get(name, 2), kind.shape).astype(np.int32)
+    return drawn
+
+
+def index_bounds(graph: Graph) -> dict[str, int]:
+    """For each integer input that is an index, the number of places it can point at."""
+    bounds: dict[str, int] = {}
+    for name, node in graph.inputs.items():
+        if node.types[0].dtype == "int32":
+            limits = _limits(graph, node.results[0])
+            if limits:
+                bounds[name] = min(limits)
+    return bounds
+
+
+def torch_outputs(graph: Graph, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a graph in torch, in float32."""
+    module = to_module(graph, params).eval()
+    with torch.inference_mode():
+        results = module(**{name: torch.from_numpy(np.asarray(array)) for name, array in inputs.items()})
+    return {name: tensor.numpy() for name, tensor in results.items()}
+
+
+def _limits(graph: Graph, value: Value) -> list[int]:
+    limits: list[int] = []
+    for user in graph.users(value):
+        types = graph.operand_types(user)
+        if isinstance(user.op, Take) and user.operands[1] == value:
+            limits.append(types[0].shape[0])
+        elif isinstance(user.op, DynamicUpdate) and user.operands[2] == value:
+            limits.append(types[0].shape[user.op.axis] - types[1].shape[user.op.axis] + 1)
+        elif isinstance(user.op, Reshape):
+            limits += _limits(graph, user.results[0])
+    return limits
+
+
+def _spec(name: str, node: Node, below: int | None) -> TensorSpec:
+    return TensorSpec(name, node.types[0].shape, node.types[0].dtype, below=below)
+
+
+def _require_expanded(graph: Graph) -> None:
+    for node in graph.nodes:
+        if isinstance(node.op, Component):
+            raise CompileError("a component node is left", where=node.path, hint="run expand_components first")
+
+
+def _worker(threads: int) -> Worker:
+    if threads not in _WORKERS:
+        _WORKERS[threads] = pinned_worker(threads, preload=("codegen.lower",))
+    return _WORKERS[threads]
+
+
+def _verify(graph: Graph, expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> float:
+    worst = 0.0
+    for name, _ in graph.outputs:
+        error = relative_error(outputs[name], expected[name])
+        if not error <= TOLERANCE:
+            found = f"{error:g}" if np.isfinite(error) else "values that are not finite"
+            raise VerificationError(
+                "the compiled model disagrees with torch",
+                where=f"output {name}",
+                expected=f"at most {TOLERANCE:g}",
+                found=found,
+            )
+        worst = max(worst, error)
+    return worst

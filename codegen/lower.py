@@ -1,0 +1,311 @@
+"""The compiler, top to bottom: graph -> simplified graph -> kernel calls -> Relax module -> shared library.
+
+Everything here imports TVM and runs in a worker process; `codegen.compile` is the side that callers see.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from codegen._tvm import TIR_PIPELINE, PassContext, Target, relax, tvm
+from codegen.kernels.base import Array, Kernel, Knobs
+from codegen.select import KernelCall, Static, Table, aliases, select
+from codegen.targets.base import Target as NasTarget
+from codegen.tuning import TuningDatabase
+from ir.errors import CompileError
+from ir.graph import Graph, Value
+from ir.ops.structure import Constant, Parameter
+from ir.passes import canonicalize, cse, dce, fold_constants
+
+PASSES: Final[tuple[Callable[[Graph], Graph], ...]] = (
+    canonicalize.Canonicalize(),
+    fold_constants.FoldConstants(),
+    cse.Cse(),
+    dce.Dce(),
+)
+"""Simplifications of the graph before kernels are chosen."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph as kernels.
+
+    Attributes:
+        graph: The simplified graph.
+        calls: Kernel calls in order.
+        knobs: Knobs of each kernel, by `Kernel.key`.
+        tuned: Keys of the kernels whose knobs were measured.
+    """
+
+    graph: Graph
+    calls: Sequence[KernelCall]
+    knobs: Mapping[str, Knobs]
+    tuned: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A library with its weights.
+
+    Attributes:
+        library: Bytes of the shared library; its function `forward` takes the inputs, then the weights.
+        weights: Arrays in the layout that the kernels read, in order.
+        kernels: One record a kernel call, see `describe`.
+    """
+
+    library: bytes
+    weights: Mapping[str, Array]
+    kernels: Sequence[Mapping[str, Any]]
+
+
+def simplify(graph: Graph, dump: Callable[[str, Graph], None] | None = None) -> Graph:
+    """Run `PASSES`, calling `dump(name, graph)` after each."""
+    for transform in PASSES:
+        graph = transform(graph)
+        if dump is not None:
+            dump(type(transform).__name__, graph)
+    return graph
+
+
+def lower(graph: Graph, target: NasTarget, database: TuningDatabase | None = None) -> Lowered:
+    """Choose kernels and their knobs: tuned ones where the database has them, else each kernel's rule.
+
+    Raises:
+        CompileError: A node has no kernel.
+    """
+    graph = simplify(graph)
+    calls = select(graph)
+    kernels = {call.kernel.key: call.kernel for call in calls}
+    found = {key: database.knobs(kernel, target) for key, kernel in kernels.items()} if database else {}
+    tuned = {key: knobs for key, knobs in found.items() if knobs is not None}
+    knobs = {key: tuned.get(key) or kernel.knobs(target.isa) for key, kernel in kernels.items()}
+    return Lowered(graph, calls, knobs, frozenset(tuned))
+
+
+def describe(lowered: Lowered) -> list[dict[str, Any]]:
+    """List what serves each node: kernel, family, knobs, whether tuned, flops, and the nodes with their scopes."""
+    records: list[dict[str, Any]] = []
+    for call in lowered.calls:
+        nodes = [lowered.graph.node(number) for number in call.nodes]
+        records.append(
+            {
+                "kernel": call.kernel.key,
+                "family": call.kernel.family,
+                "knobs": dict(lowered.knobs[call.kernel.key]),
+                "tuned": call.kernel.key in lowered.tuned,
+                "flops": call.kernel.flops,
+                "scope": max((node.scope for node in nodes), key=len),
+                "nodes": [node.path for node in nodes],
+            }
+        )
+    return records
+
+
+def build(lowered: Lowered, params: Mapping[str, Array], target: NasTarget) -> Built:
+    """Generate the library and pack the weights.
+
+    Raises:
+        CompileError: TVM or the linker refuses.
+    """
+    weights = _Weights(lowered, params, target)
+    module = _relax_module(lowered, weights, target)
+    return Built(_library(module, target), weights.arrays, describe(lowered))
+
+
+class _Weights:
+    """Static operands as arrays, each distinct one once."""
+
+    def __init__(self, lowered: Lowered, params: Mapping[str, Array], target: NasTarget) -> None:
+        self.lowered, self.params, self.isa = lowered, params, target.isa
+        self.arrays: dict[str, Array] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._values: dict[Value, Array] = {}
+
+    def name(self, call: KernelCall, index: int) -> str:
+        """Name of the packed array that serves one static operand."""
+        operand, kernel = call.operands[index], call.kernel
+        assert isinstance(operand, Static | Table)
+        knobs = self.lowered.knobs[kernel.key]
+        layout = (kernel.key, index) if kernel.packs(index) else (kernel.inputs[index].shape,)
+        identity = (operand, layout)
+        if identity not in self._names:
+            array = operand.constant.evaluate() if isinstance(operand, Table) else self._array(operand)
+            array = array.reshape(kernel.inputs[index].shape)
+            packed = kernel.pack(index, array, self.isa, knobs)
+            name = f"{len(self._names)}.{self._label(operand)}"
+            self.arrays[name] = np.array(array if packed is None else packed, order="C")
+            self._names[identity] = name
+        return self._names[identity]
+
+    def _array(self, static: Static) -> Array:
+        parts = [self._evaluate(value) for value in static.values]
+        turned = [np.swapaxes(part, -1, -2) if static.transpose else part for part in parts]
+        whole = turned[0] if len(turned) == 1 else np.concatenate(turned, axis=-1)
+        return whole.astype(np.float32) if whole.dtype.kind == "f" else whole
+
+    def _evaluate(self, value: Value) -> Array:
+        """Value of a static node, computed in float64."""
+        if value not in self._values:
+            node = self.lowered.graph.node(value.node)
+            if isinstance(node.op, Parameter):
+                results: tuple[Array, ...] = (np.asarray(self.params[node.op.label], np.float64),)
+            elif isinstance(node.op, Constant):
+                array = node.op.evaluate()
+                results = (array.astype(np.float64) if array.dtype.kind == "f" else array,)
+            else:
+                results = node.op.evaluate_all(tuple(self._evaluate(operand) for operand in node.operands))
+            self._values.update(zip(node.results, results, strict=True))
+        return self._values[value]
+
+    def _label(self, static: Static | Table) -> str:
+        """Names of the parameters behind a static operand, for people."""
+        if isinstance(static, Table):
+            return "table"
+        names: list[str] = []
+        pending = [value.node for value in static.values]
+        while pending:
+            node = self.lowered.graph.node(pending.pop(0))
+            names += [node.op.label] if isinstance(node.op, Parameter) else []
+            pending += [operand.node for operand in node.operands]
+        return "+".join(dict.fromkeys(names)) or "constant"
+
+
+def _relax_module(lowered: Lowered, weights: _Weights, target: NasTarget) -> tvm.IRModule:
+    graph = lowered.graph
+    builder = relax.BlockBuilder()
+    functions: dict[str, Any] = {}
+    inputs = [
+        (node.results[0], relax.Var(name, relax.TensorType(node.types[0].shape, node.types[0].dtype)))
+        for name, node in graph.inputs.items()
+    ]
+    parameters: dict[str, Any] = {}
+    for call in lowered.calls:
+        for index, operand in enumerate(call.operands):
+            if isinstance(operand, Static | Table):
+                name = weights.name(call, index)
+                array = weights.arrays[name]
+                parameters.setdefault(
+                    name, relax.Var(f"w{len(parameters)}", relax.TensorType(array.shape, array.dtype.name))
+                )
+    alias = aliases(graph, lowered.calls)
+    with builder.function("forward", [var for _, var in inputs] + list(parameters.values())):
+        with builder.dataflow():
+            values: dict[Value, Any] = dict(inputs)
+            for call in lowered.calls:
+                _emit_call(
+                    builder,
+                    functions,
+                    lowered,
+                    call,
+                    target,
+                    values,
+                    alias,
+                    lambda i, c=call: parameters[weights.name(c, i)],
+                )
+            results = [_shaped(builder, values[alias.get(v, v)], graph.type_of(v).shape) for _, v in graph.outputs]
+            result = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def _emit_call(
+    builder: relax.BlockBuilder,
+    functions: dict[str, Any],
+    lowered: Lowered,
+    call: KernelCall,
+    target: NasTarget,
+    values: dict[Value, Any],
+    alias: Mapping[Value, Value],
+    weight: Callable[[int], Any],
+) -> None:
+    kernel = call.kernel
+    if kernel.key not in functions:
+        functions[kernel.key] = builder.add_func(
+            _prim_func(kernel, target, lowered.knobs[kernel.key]), kernel.symbol[:80]
+        )
+    arguments: list[Any] = []
+    for index, operand in enumerate(call.operands):
+        if isinstance(operand, Static | Table):
+            arguments.append(weight(index))
+        else:
+            arguments.append(_shaped(builder, values[alias.get(operand, operand)], kernel.inputs[index].shape))
+    types = [relax.TensorType(output.shape, output.dtype) for output in kernel.outputs]
+    made = builder.emit(
+        relax.call_tir(functions[kernel.key], relax.Tuple(arguments), types if len(types) > 1 else types[0])
+    )
+    for index, value in enumerate(call.results):
+        values[value] = builder.emit(relax.TupleGetItem(made, index)) if len(types) > 1 else made
+
+
+def _prim_func(kernel: Kernel, target: NasTarget, knobs: Knobs) -> Any:
+    try:
+        return kernel.build(target.isa, knobs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CompileError("a kernel could not be generated", where=kernel.key, found=str(error)) from error
+
+
+def _shaped(builder: relax.BlockBuilder, value: Any, shape: tuple[int, ...]) -> Any:
+    """A value under another shape; the same memory."""
+    current = tuple(int(size) for size in value.ty.shape)
+    return value if current == tuple(shape) else builder.emit(relax.op.reshape(value, shape))
+
+
+def _library(module: tvm.IRModule, target: NasTarget) -> bytes:
+    """Compile through the few Relax passes that a module of kernel calls needs, and link."""
+    tvm_target = Target(target.to_tvm())
+    try:
+        with tvm_target, PassContext(opt_level=3):
+            executable = relax.build(module, tvm_target, relax_pipeline=_relax_pipeline(), tir_pipeline=TIR_PIPELINE)
+        with tempfile.TemporaryDirectory(prefix="nas-") as folder:
+            path = Path(folder) / "library.so"
+            executable.export_library(str(path))
+            return path.read_bytes()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CompileError("code generation failed", found=str(error)[-2000:]) from error
+
+
+def _relax_pipeline() -> Any:
+    transform = relax.transform
+    return tvm.transform.Sequential(
+        [
+            transform.ToNonDataflow(),
+            transform.RemovePurityChecking(),
+            transform.CallTIRRewrite(),
+            transform.StaticPlanBlockMemory(),
+            transform.LowerAllocTensor(),
+            transform.KillAfterLastUse(),
+            transform.LowerRuntimeBuiltin(),
+            transform.ComputePrimValue(),
+            transform.VMShapeLower(),
+            transform.AttachGlobalSymbol(),
+        ]
+    )
+
+
+def build_and_run(
+    graph: Graph,
+    params: Mapping[str, Array],
+    target: NasTarget,
+    database: TuningDatabase,
+    inputs: Mapping[str, Array],
+) -> tuple[Built, dict[str, Array]]:
+    """Generate a graph's library and run it once; meant for a worker process.
+
+    Returns:
+        What was built, and the outputs by name.
+    """
+    built = build(lower(graph, target, database), params, target)
+    with tempfile.TemporaryDirectory(prefix="nas-") as folder:
+        path = Path(folder) / "library.so"
+        path.write_bytes(built.library)
+        arguments = [*(inputs[name] for name in graph.inputs), *built.weights.values()]
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+        result = machine["forward"](*(tvm.runtime.tensor(np.asarray(array)) for array in arguments))
+        tensors = [result] if len(graph.outputs) == 1 else list(result)
+        return built, {name: t.numpy() for (name, _), t in zip(graph.outputs, tensors, strict=True)}
