@@ -1,0 +1,120 @@
+"""Judge one architecture by a study's goals, the cheapest first."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ir.errors import ArtifactError, InputError, ParseError, SpaceError, StorageError, TargetUnavailable, TrialFailure
+from nas.executors.base import Job, ReportStage
+from nas.goals import Goals
+from nas.objectives.base import Context, Objective
+from nas.trial import Outcome, Quantity
+
+if TYPE_CHECKING:
+    from codegen.targets.base import Target
+    from nas.tasks.base import Task
+
+_TRACEBACK_LINES = 12
+
+# Errors about one candidate, though the classes above them are about what the user gave.
+_OF_THE_CANDIDATE = (SpaceError, ArtifactError, ParseError)
+# Errors that every further trial would meet too.
+_OF_THE_STUDY = (StorageError, InputError, TargetUnavailable)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluate the trials of one study; travels to worker processes.
+
+    Attributes:
+        goals: Objectives and constraints.
+        task: Data and yardstick, None where no objective needs them.
+        target: Target or its name.
+        threads: Threads that a compiled model may use.
+        seed: Seed of the study.
+    """
+
+    goals: Goals
+    task: Task | None = None
+    target: str | Target = "cpu"
+    threads: int | None = None
+    seed: int = 0
+
+    def context(self, architecture: Any, number: int = 0) -> Context:
+        """Return what objectives see of a trial."""
+        return Context(architecture, self.task, number, self.target, self.threads, self.seed)
+
+    def is_excluded(self, architecture: Any) -> bool:
+        """Tell whether an architecture breaks a constraint that is cheap to check.
+
+        An objective that fails here excludes nothing: the trial then fails with the reason.
+        """
+        context = self.context(architecture)
+        quantities: dict[str, Quantity] = {}
+        for metric in self.goals.cheap_metrics:
+            try:
+                quantities[metric.name] = _evaluate(metric, context)
+            except _OF_THE_CANDIDATE:
+                return False
+            except _OF_THE_STUDY:
+                raise
+            except Exception:  # noqa: BLE001 - an objective is the user's code and may raise anything
+                return False
+            if self.goals.violation(quantities) > 0:
+                return True
+        return False
+
+    def __call__(self, job: Job, report: ReportStage | None = None) -> Outcome:
+        """Evaluate a trial, and stop early when it breaks a constraint.
+
+        Args:
+            job: Number and architecture.
+            report: Called with the trial's number and the stage it enters.
+
+        Returns:
+            The outcome; an error that concerns this trial alone is in it, not raised.
+
+        Raises:
+            StorageError: A cache or folder cannot be written.
+            InputError: Something the user gave is wrong.
+            TargetUnavailable: There is nothing to measure on.
+        """
+        context = self.context(job.architecture, job.number)
+        if report is not None:
+            context.report = lambda stage: report(job.number, stage)
+        quantities: dict[str, Quantity] = {}
+        started = time.monotonic()
+
+        def end(**fields: Any) -> Outcome:
+            return Outcome(quantities=quantities, seconds=time.monotonic() - started, files=context.files, **fields)
+
+        try:
+            for metric in self.goals.metrics:
+                context.report(metric.name)
+                quantities[metric.name] = _evaluate(metric, context)
+                if broken := self.goals.broken(quantities):
+                    return end(state="infeasible", reason=broken)
+        except _OF_THE_CANDIDATE as error:
+            return end(state="failed", **_explain(error))
+        except _OF_THE_STUDY:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `is_excluded`; the search goes on
+            return end(state="failed", **_explain(error))
+        return end(state="finished")
+
+
+def _evaluate(metric: Objective, context: Context) -> Quantity:
+    quantity = metric.evaluate(context)
+    if not math.isfinite(quantity.value):
+        raise TrialFailure(f"{metric.name} is {quantity.value}", expected="a finite number", found=str(quantity.value))
+    return quantity
+
+
+def _explain(error: Exception) -> dict[str, Any]:
+    """Return the fields of an outcome that say what went wrong."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return {"reason": f"{type(error).__name__}: {error}", "traceback": tuple(lines[-_TRACEBACK_LINES:])}

@@ -1,0 +1,1 @@
+"""Objectives: what a trial is judged by, one file each."""

@@ -1,0 +1,124 @@
+"""Pareto arithmetic on losses: every column is minimised, every row is one candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Losses: TypeAlias = NDArray[np.float64]
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Tell whether `a` is no worse than `b` in every loss and better in one."""
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def non_dominated(losses: Losses) -> NDArray[np.bool_]:
+    """Mark the rows that no other row dominates; equal rows are all kept.
+
+    Args:
+        losses: `[candidates, objectives]`.
+
+    Returns:
+        One claim per row.
+    """
+    count = len(losses)
+    kept = np.zeros(count, dtype=bool)
+    if count == 0:
+        return kept
+    # In lexicographic order a row can only be dominated by one before it, and by one that is itself kept.
+    order = np.lexsort(losses.T[::-1])
+    front = np.empty_like(losses)
+    size = 0
+    for row in order:
+        candidate = losses[row]
+        no_worse = np.all(front[:size] <= candidate, axis=1)
+        if np.any(no_worse & np.any(front[:size] < candidate, axis=1)):
+            continue
+        kept[row] = True
+        front[size] = candidate
+        size += 1
+    return kept
+
+
+def fronts(losses: Losses, stop_at: int | None = None) -> list[NDArray[np.intp]]:
+    """Peel the rows into fronts: the first is non-dominated, the next once the first is gone, and so on.
+
+    Args:
+        losses: `[candidates, objectives]`.
+        stop_at: Stop once this many rows are placed; None places all.
+
+    Returns:
+        Row numbers of each front, ascending.
+
+    Source: Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II", section III.A.
+    """
+    remaining = np.arange(len(losses))
+    wanted = len(losses) if stop_at is None else min(stop_at, len(losses))
+    peeled: list[NDArray[np.intp]] = []
+    while len(losses) - len(remaining) < wanted:
+        mask = non_dominated(losses[remaining])
+        peeled.append(remaining[mask])
+        remaining = remaining[~mask]
+    return peeled
+
+
+def ranks(losses: Losses) -> NDArray[np.intp]:
+    """Number the front of each row, 0 for the non-dominated."""
+    rank = np.zeros(len(losses), dtype=np.intp)
+    for number, rows in enumerate(fronts(losses)):
+        rank[rows] = number
+    return rank
+
+
+def crowding_distance(losses: Losses) -> NDArray[np.float64]:
+    """Measure how alone each row of one front is; the ends of every objective are infinitely so.
+
+    Args:
+        losses: `[candidates, objectives]`, all of one front.
+
+    Returns:
+        Sum over objectives of the gap between a row's neighbours, each objective scaled to its range.
+
+    Source: Deb et al. 2002, section III.B.
+    """
+    count, objectives = losses.shape
+    distance = np.zeros(count)
+    for column in range(objectives if count else 0):
+        order = np.argsort(losses[:, column], kind="stable")
+        values = losses[order, column]
+        distance[order[[0, -1]]] = np.inf
+        spread = values[-1] - values[0]
+        if count > 2 and spread > 0:
+            distance[order[1:-1]] += (values[2:] - values[:-2]) / spread
+    return distance
+
+
+def hypervolume(losses: Losses, reference: Sequence[float] | Losses) -> float:
+    """Measure the volume between the rows and a reference point, exactly, by slicing along the last objective.
+
+    Args:
+        losses: `[candidates, objectives]`.
+        reference: One value per objective; rows not below it everywhere count for nothing.
+
+    Returns:
+        The volume dominated by the rows, at most the box they span with the reference.
+    """
+    corner = np.asarray(reference, dtype=np.float64)
+    inside = losses[np.all(losses < corner, axis=1)]
+    if len(inside) == 0:
+        return 0.0
+    inside = inside[non_dominated(inside)]
+    if losses.shape[1] == 1:
+        return float(corner[0] - inside[:, 0].min())
+    inside = inside[np.argsort(inside[:, -1], kind="stable")]
+    tops = np.append(inside[1:, -1], corner[-1])
+    volume = 0.0
+    for row, top in enumerate(tops):
+        thickness = float(top - inside[row, -1])
+        if thickness > 0:
+            volume += thickness * hypervolume(inside[: row + 1, :-1], corner[:-1])
+    return volume

@@ -1,0 +1,270 @@
+"""One call from a space to a study: `search` runs it, `open_study` only opens it, `load_study` only looks at it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ir.errors import InputError
+from nas.budget import Budget
+from nas.callbacks import AnyCallback
+from nas.evaluate import Evaluator
+from nas.executors.base import Executor
+from nas.goals import AnyObjective, Goals, as_objective
+from nas.objectives.base import Objective
+from nas.objectives.flops import Flops
+from nas.objectives.latency import Latency
+from nas.objectives.params import Params
+from nas.objectives.quality import Quality
+from nas.objectives.recorded import Recorded
+from nas.objectives.state_bytes import StateBytes
+from nas.proposals import Hash, hash_encoded
+from nas.settings import describe_settings
+from nas.storages.base import Storage
+from nas.storages.journal import Journal, read_journal
+from nas.storages.memory import Memory
+from nas.strategies import base as strategies
+from nas.strategies.base import Strategy
+from nas.study import Study, check_header
+
+if TYPE_CHECKING:
+    from codegen.targets.base import Target
+    from nas.tasks.base import Task
+
+DEFAULT_TRIALS = 32
+
+
+def search(
+    space: Any,
+    *,
+    task: str | Task | None = None,
+    target: str | Target = "cpu",
+    objectives: Sequence[AnyObjective] | None = None,
+    constraints: Iterable[Objective] = (),
+    strategy: str | Strategy = "random",
+    budget: int | Budget = DEFAULT_TRIALS,
+    executor: str | Executor = "serial",
+    storage: str | Path | Storage | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    callbacks: Iterable[AnyCallback] = (),
+    hash_of: Hash | None = None,
+) -> Study:
+    """Search a space for the Pareto front of its objectives.
+
+    Args:
+        space: Search space, or its shipped name or path.
+        task: Task or its name; None takes the space's own where an objective needs one.
+        target: Target or its name.
+        objectives: Objectives, their names, or functions of an architecture; None takes quality and latency.
+        constraints: Objectives with bounds, besides those of the space.
+        strategy: What proposes, or its name.
+        budget: Limits, or a number of trials.
+        executor: Where trials run, or its name.
+        storage: Run folder; one that holds this study resumes it. None keeps the study in this process.
+        seed: Decides every random choice.
+        threads: Threads that a compiled model may use; None leaves it to the target.
+        callbacks: What to call on the way: callbacks, or functions of the study and each ended trial.
+        hash_of: Canonical hash of an architecture; None takes that of its graph, or of its choices where it has none.
+
+    Returns:
+        The study; its storage is free for other processes, and taken up again by its methods where they need it.
+
+    Raises:
+        InputError: An argument is wrong, or the folder holds a study with other settings.
+        TargetUnavailable: There is nothing to measure on.
+        StorageError: The run folder cannot be used.
+    """
+    study = open_study(
+        space,
+        task=task,
+        target=target,
+        objectives=objectives,
+        constraints=constraints,
+        strategy=strategy,
+        storage=storage,
+        seed=seed,
+        threads=threads,
+        hash_of=hash_of,
+    )
+    with study:
+        study.run(budget, executor=executor, callbacks=callbacks)
+    return study
+
+
+def open_study(
+    space: Any,
+    *,
+    task: str | Task | None = None,
+    target: str | Target = "cpu",
+    objectives: Sequence[AnyObjective] | None = None,
+    constraints: Iterable[Objective] = (),
+    strategy: str | Strategy = "random",
+    storage: str | Path | Storage | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    hash_of: Hash | None = None,
+) -> Study:
+    """Open a study without running it; arguments and errors are those of `search`.
+
+    Everything is checked before the first byte is written.
+
+    Returns:
+        A study for `ask` and `tell`, or `run`.
+    """
+    if type(seed) is not int or seed < 0:
+        raise InputError("bad seed", where="seed", expected="an integer of at least 0", found=repr(seed))
+    space = _resolve_space(space)
+    wanted = [as_objective(objective) for objective in ([Quality(), Latency()] if objectives is None else objectives)]
+    demanded = [*space_constraints(space), *constraints]
+    if any(item.needs_task for item in (*wanted, *demanded)) or isinstance(task, str):
+        task = _resolve_task(task, space)
+    task = None if isinstance(task, str) else task
+    wanted = [_with_suggestions(objective, space, task) for objective in wanted]
+    evaluator = Evaluator(Goals.of(wanted, demanded, task), task, target, threads, seed)
+    if any(metric.source == "measured" and metric.needs_task for metric in evaluator.goals.metrics):
+        evaluator.context(None).resolve_target()
+    proposer = strategies.get(strategy)
+    settings = describe_settings(space, evaluator, proposer)
+    return Study(
+        space,
+        evaluator,
+        strategy=proposer,
+        hash_of=hash_of or graph_hash(task),
+        storage=Journal(storage) if isinstance(storage, (str, Path)) else storage,
+        settings=settings,
+    )
+
+
+def load_study(folder: str | Path) -> Study:
+    """Open a study for reading, without holding its folder: its trials, front and files.
+
+    Args:
+        folder: Run folder.
+
+    Returns:
+        The study as it is now; it cannot be run.
+
+    Raises:
+        StorageError: The folder holds no readable study.
+        InputError: Its task or space is not to be had here.
+    """
+    records = read_journal(folder)
+    check_header(records[0], str(folder))
+    header = records[0]
+    settings = header["settings"]
+    objectives, constraints = ([Recorded.of(item) for item in settings[key]] for key in ("objectives", "constraints"))
+    target = settings["target"] or {"name": "cpu", "threads": None}
+    evaluator = Evaluator(
+        Goals.of(objectives, constraints),
+        _recorded_task(settings["task"], header.get("data")),
+        target["name"],
+        target["threads"],
+        settings["seed"],
+    )
+    space = _recorded_space(settings["space"]["name"], header["space"])
+    return Study(space, evaluator, storage=Memory(records, Path(folder)), settings=settings)
+
+
+def graph_hash(task: Task | None) -> Hash:
+    """Return the hash of an architecture's graph for a task, or of its choices where there is no graph."""
+
+    def hash_of(architecture: Any) -> str:
+        if task is None or not hasattr(architecture, "canonical_hash"):
+            return hash_encoded(architecture)
+        return architecture.canonical_hash(task.signature)
+
+    return hash_of
+
+
+def space_constraints(space: Any) -> list[Objective]:
+    """Return the constraints that a space itself demands, as objectives with bounds.
+
+    Raises:
+        InputError: It bounds a metric that has no objective, or latency from below.
+    """
+    demanded: list[Objective] = []
+    counted = {"params": Params, "flops": Flops, "state_bytes": StateBytes}
+    for constraint in getattr(space, "constraints", ()):
+        if constraint.metric in counted:
+            demanded.append(counted[constraint.metric](min=constraint.minimum, max=constraint.maximum))
+        elif constraint.metric == "latency_ms" and constraint.minimum is None:
+            demanded.append(Latency(max_ms=constraint.maximum))
+        else:
+            raise InputError(
+                "this constraint of the space cannot be kept",
+                where=str(getattr(space, "source", "")),
+                expected="a bound on params, flops, state_bytes, or a maximum of latency_ms",
+                found=constraint.metric,
+            )
+    return demanded
+
+
+def _resolve_space(space: Any) -> Any:
+    if not isinstance(space, (str, Path)):
+        return space
+    from searchspaces.space import load_space
+
+    return load_space(space)
+
+
+def _resolve_task(task: str | Task | None, space: Any) -> Task:
+    """Return a task; its data and length are the space's where the task is the space's own."""
+    from nas import tasks
+
+    if task is not None and not isinstance(task, str):
+        return task
+    own = getattr(space, "task", None)
+    name = task or own
+    if name is None:
+        raise InputError("these objectives need a task", expected="one of " + ", ".join(tasks.names()), found="none")
+    seq_len = getattr(space, "seq_len", None) if name == own else None
+    options = {"seq_len": seq_len} if seq_len is not None and "seq_len" in tasks.option_names(name) else {}
+    return tasks.get(name, data=getattr(space, "data", None) if name == own else None, **options)
+
+
+def _with_suggestions(objective: Objective, space: Any, task: Task | None) -> Objective:
+    """Return the objective with the space's training settings where the user gave none."""
+    suggested = getattr(space, "training", None)
+    if not isinstance(objective, Quality) or suggested is None or task is None:
+        return objective
+    if suggested.steps is not None and (objective.steps, objective.tokens, objective.seconds) == (None, None, None):
+        objective = replace(objective, steps=suggested.steps)
+    given = {"batch_size": suggested.batch_size, "learning_rate": suggested.learning_rate}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and objective.options is None:
+        from nas.training.budget import TrainOptions
+
+        objective = replace(objective, options=replace(TrainOptions.for_signature(task.signature), **given))
+    return objective
+
+
+def _recorded_task(recorded: dict[str, Any] | None, data: str | None) -> Task | None:
+    if recorded is None:
+        return None
+    from nas import tasks
+
+    options = {name: value for name, value in recorded.items() if name not in ("name", "sha256")}
+    return tasks.get(recorded["name"], data=data, **options)
+
+
+def _recorded_space(name: str, text: str) -> Any:
+    """Return the space of a journal, or one that only shows what was chosen where it came from no file."""
+    if "schema:" not in text:
+        return _Unknown()
+    from searchspaces.space import load_space
+
+    with tempfile.TemporaryDirectory(prefix="nas-space-") as folder:
+        path = Path(folder) / f"{name}.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_space(path)
+
+
+class _Unknown:
+    """A space made in Python, which a journal does not hold: architectures are what was stored of them."""
+
+    def architecture(self, data: dict[str, Any]) -> dict[str, Any]:
+        return data

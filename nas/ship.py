@@ -1,0 +1,114 @@
+"""Compile the winners of a study with their trained weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ir.errors import InputError, TrialFailure
+from nas.callbacks import Callback
+from nas.objectives.quality import WEIGHTS_FILE
+from nas.study import Study
+from nas.trial import Trial
+
+FOLDER_NAME = "artifacts"
+
+
+def ship(study: Study, *, opt_level: int = 1, callback: Callback | None = None) -> dict[int, Path]:
+    """Compile, verify, measure and save every trial of the front; what lies there already is left alone.
+
+    Args:
+        study: A study with a run folder.
+        opt_level: Effort of the compiler.
+        callback: Hears of stages, and of a trial that cannot be compiled.
+
+    Returns:
+        Path of each artifact by trial number; a trial that could not be compiled is missing.
+
+    Raises:
+        InputError: The study has no run folder.
+        StorageError: An artifact could not be written.
+    """
+    if study.folder is None:
+        raise InputError("a study without a run folder has no place for artifacts", hint="give the search a storage")
+    callback = callback or Callback()
+    shipped: dict[int, Path] = {}
+    for trial in study.pareto_front():
+        path = study.folder / FOLDER_NAME / f"trial_{trial.number}.nas"
+        if trial.artifact is None or not path.is_file():
+            try:
+                compile_trial(study, trial, path, opt_level=opt_level, callback=callback)
+            except TrialFailure as error:
+                callback.on_notice(f"trial {trial.number} has no artifact: {error}")
+                continue
+            study.record_artifact(trial.number, f"{FOLDER_NAME}/{path.name}")
+        shipped[trial.number] = path
+    return shipped
+
+
+def compile_trial(
+    study: Study,
+    trial: Trial,
+    path: Path,
+    *,
+    opt_level: int = 1,
+    tuning_trials: int = 0,
+    callback: Callback | None = None,
+) -> None:
+    """Compile one trial with its trained weights, verify it, save it, and record its latency in the file.
+
+    Args:
+        study: The trial's study, with a task.
+        trial: What to compile.
+        path: Where to save it.
+        opt_level: Effort of the compiler.
+        tuning_trials: Candidate schedules to try, for the higher levels.
+        callback: Hears of stages.
+
+    Raises:
+        CompileError: It cannot be compiled.
+        VerificationError: The compiled model disagrees with its reference.
+        StorageError: The file could not be written.
+    """
+    from codegen.compile import compile_graph
+
+    from codegen.artifact import record_latency
+    from codegen.measure import measure_latency
+
+    callback = callback or Callback()
+    context = study.evaluator.context(trial.architecture, trial.number)
+    graph = context.graph("artifact", **_latency_settings(study))
+    callback.on_stage(trial.number, "compiling")
+    artifact = compile_graph(
+        graph,
+        load_weights(study, trial, graph),
+        context.resolve_target(),
+        opt_level=opt_level,
+        tuning_trials=tuning_trials,
+    )
+    described = {"trial": trial.number, "hash": trial.hash, "values": trial.values, "units": trial.units}
+    described |= {"sources": trial.sources, "architecture": dict(trial.encoded)}
+    replace(artifact, metadata={**artifact.metadata, **described}).save(path)
+    callback.on_stage(trial.number, "measuring")
+    record_latency(path, measure_latency(path, threads=context.threads).to_dict())
+
+
+def load_weights(study: Study, trial: Trial, graph: Any) -> dict[str, Any]:
+    """Return a trial's trained weights, or initial ones where the study trains nothing."""
+    data = study.read_file(trial.number, WEIGHTS_FILE)
+    if data is None:
+        from ir.initializers import initialize
+
+        return initialize(graph, study.evaluator.seed)
+    from safetensors.numpy import load
+
+    return load(data)
+
+
+def _latency_settings(study: Study) -> dict[str, Any]:
+    """Return the batch and length that the study measures, one whole sequence where it measures none."""
+    settings = [metric.settings for metric in study.goals.metrics if metric.source == "measured"]
+    return {"batch": 1, "seq_len": None} | {
+        name: value for item in settings[:1] for name, value in item.items() if name in ("batch", "seq_len")
+    }

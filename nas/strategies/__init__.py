@@ -1,0 +1,1 @@
+"""Strategies: which architecture to try next, one file each."""

@@ -1,0 +1,1 @@
+"""Test suites for those who extend nas."""

@@ -1,0 +1,84 @@
+"""Pareto arithmetic against definitions spelled out by loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nas import pareto
+
+
+def _points(seed, count, objectives):
+    """Integer points, so that ties are frequent."""
+    return np.random.default_rng(seed).integers(0, 6, size=(count, objectives)).astype(np.float64)
+
+
+def _front_by_definition(points):
+    return np.array([not any(pareto.dominates(other, point) for other in points) for point in points], dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"), [((1, 2), (1, 3), True), ((1, 2), (1, 2), False), ((1, 3), (2, 2), False)]
+)
+def test_dominates_needs_one_better_and_none_worse(a, b, expected):
+    """Equal points and trade-offs do not dominate."""
+    assert pareto.dominates(a, b) is expected
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_non_dominated_equals_definition(seed, objectives):
+    """The sorted scan keeps exactly the rows that nothing dominates, duplicates included."""
+    points = _points(seed, 60, objectives)
+    np.testing.assert_array_equal(pareto.non_dominated(points), _front_by_definition(points))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fronts_place_every_row_once_in_peeling_order(seed):
+    """Each front is the non-dominated part of what earlier fronts left."""
+    points = _points(seed, 50, 2)
+    left = np.arange(len(points))
+    for rows in pareto.fronts(points):
+        np.testing.assert_array_equal(rows, left[_front_by_definition(points[left])])
+        left = np.setdiff1d(left, rows)
+    assert len(left) == 0
+    ranks = pareto.ranks(points)
+    assert all(np.all(ranks[rows] == number) for number, rows in enumerate(pareto.fronts(points)))
+
+
+def test_fronts_stop_once_enough_rows_are_placed():
+    """Only as many fronts are peeled as the caller needs."""
+    points = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    assert [list(rows) for rows in pareto.fronts(points, stop_at=2)] == [[0], [1]]
+
+
+def test_crowding_distance_follows_the_paper():
+    """Ends are infinite; between them the normalised gaps of the neighbours add up."""
+    points = np.array([[0.0, 4.0], [1.0, 2.0], [3.0, 1.0], [4.0, 0.0]])
+    distance = pareto.crowding_distance(points)
+    assert np.isinf(distance[[0, 3]]).all()
+    np.testing.assert_allclose(distance[1:3], [3 / 4 + 3 / 4, 3 / 4 + 2 / 4])
+
+
+def test_empty_input_gives_empty_results():
+    """No rows, no front."""
+    nothing = np.empty((0, 2))
+    assert len(pareto.non_dominated(nothing)) == 0
+    assert pareto.fronts(nothing) == []
+    assert len(pareto.crowding_distance(nothing)) == 0
+    assert pareto.hypervolume(nothing, (1.0, 1.0)) == 0.0
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_hypervolume_equals_counted_cells(seed, objectives):
+    """With integer points the volume is the number of unit cells that some point dominates."""
+    points = _points(seed, 8, objectives)
+    cells = np.stack(np.meshgrid(*[np.arange(6)] * objectives, indexing="ij"), axis=-1).reshape(-1, objectives)
+    covered = sum(any(np.all(point <= cell) for point in points) for cell in cells)
+    assert pareto.hypervolume(points, (6.0,) * objectives) == covered
+
+
+def test_hypervolume_ignores_points_beyond_the_reference():
+    """A point that is not better than the reference everywhere adds nothing."""
+    assert pareto.hypervolume(np.array([[0.5, 0.5], [-9.0, 1.0]]), (1.0, 1.0)) == pytest.approx(0.25)
