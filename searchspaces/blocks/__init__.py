@@ -1,0 +1,1 @@
+"""Wirings, one a file: how norms, mixers and residual branches make one layer."""

@@ -1,0 +1,1 @@
+"""Macros, one a file: how stem, layers and head make a model."""

@@ -1,0 +1,1 @@
+"""Norms, one a file: `[..., D] -> [..., D]`, each token by itself."""

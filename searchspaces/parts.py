@@ -1,0 +1,150 @@
+"""Bases of the components that know a task's signature, and what several components build alike.
+
+The kinds that know nothing of tasks (mixers, norms, positions) have their bases in `ir.component`.
+Shape letters: B batch, T tokens, D model width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, Literal, TypeVar
+
+from ir.component import Case, Component
+from ir.op import Array
+
+if TYPE_CHECKING:
+    from ir.builder import Builder, Tensor
+    from ir.graph import Graph
+    from searchspaces.architecture import ModelConfig
+    from searchspaces.signature import Signature
+
+Activation = Literal["gelu", "relu", "relu2", "silu", "tanh"]
+X = TypeVar("X")
+
+ACTIVATIONS: Final[dict[str, Callable[[Builder, Tensor], Tensor]]] = {
+    "gelu": lambda b, x: b.gelu(x),
+    "relu": lambda b, x: b.relu(x),
+    "relu2": lambda b, x: b.square(b.relu(x)),
+    "silu": lambda b, x: b.silu(x),
+    "tanh": lambda b, x: b.tanh(x),
+}
+"""Activations by name; relu2 is the squared ReLU (So et al. 2021, "Primer", arXiv 2109.08668)."""
+
+
+@dataclass(frozen=True)
+class LayerParts(Generic[X]):
+    """What a wiring puts together, as functions on tensors of a graph or on numpy arrays.
+
+    Attributes:
+        mix: The token mixer.
+        channel: The channel mixer; None leaves that branch of the layer out.
+        norm: A norm by its name in the layer; each name has its own parameters.
+    """
+
+    mix: Callable[[X], X]
+    channel: Callable[[X], X] | None
+    norm: Callable[[str, X], X]
+
+
+class Block(Component):
+    """A wiring: one layer `[B, T, D] -> [B, T, D]` out of its parts.
+
+    Class attributes:
+        normalises_output: Whether a norm is the last thing a layer does, so that a model needs none after it.
+    """
+
+    kind = "block"
+    normalises_output: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
+        """Add the layer's nodes for x `[B, T, D]`."""
+
+    @abstractmethod
+    def reference(self, x: Array, layer: LayerParts[Array]) -> Array:
+        """The paper's equation in numpy."""
+
+
+@dataclass(frozen=True)
+class EndCase(Case):
+    """A case of a stem or a head: its signature besides the options; `time` is the tokens that a head gets."""
+
+    signature: Signature = field(kw_only=True)
+
+
+class Stem(Component):
+    """A task's input to tokens `[B, T, D]`.
+
+    Class attributes:
+        modality: The modality of signature that it reads.
+    """
+
+    kind = "stem"
+    modality: ClassVar[str] = ""
+
+    def check(self, signature: Signature) -> str | None:
+        """Why this stem cannot read a signature's input, or None if it can."""
+        return None if signature.modality == self.modality else f"it reads {self.modality}, not {signature.modality}"
+
+    @abstractmethod
+    def num_tokens(self, signature: Signature) -> int:
+        """Tokens that one example becomes."""
+
+    @abstractmethod
+    def build(self, b: Builder, x: Tensor, d_model: int, signature: Signature) -> Tensor:
+        """Add the nodes from a signature's input to `[B, T, D]`."""
+
+    @abstractmethod
+    def reference(self, params: Mapping[str, Array], x: Array) -> Array:
+        """The same in numpy, parameters by their names inside the stem."""
+
+
+class Head(Component):
+    """Tokens `[B, T, D]` to a task's output.
+
+    Class attributes:
+        output: The output of signature that it makes.
+        shared: Full names of parameters of other parts that it may read.
+    """
+
+    kind = "head"
+    output: ClassVar[str] = ""
+    shared: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, signature: Signature) -> str | None:
+        """Why this head cannot make a signature's output, or None if it can."""
+        return None if signature.output == self.output else f"it makes {self.output}, not {signature.output}"
+
+    @abstractmethod
+    def build(self, b: Builder, x: Tensor, signature: Signature) -> Tensor:
+        """Add the nodes from x `[B, T, D]` to a signature's output."""
+
+    @abstractmethod
+    def reference(self, params: Mapping[str, Array], x: Array, signature: Signature) -> Array:
+        """The same in numpy, own parameters by their names inside the head, shared ones by their full names."""
+
+
+class Macro(Component):
+    """How stem, layers and head make a model."""
+
+    kind = "macro"
+
+    @abstractmethod
+    def build_model(
+        self,
+        model: ModelConfig,
+        signature: Signature,
+        *,
+        batch: int = 1,
+        seq_len: int | None = None,
+        mode: Literal["forward", "step"] = "forward",
+        max_len: int | None = None,
+        expanded: bool = True,
+    ) -> Graph:
+        """The graph of a whole model; arguments as in `Architecture.graph`.
+
+        Raises:
+            InputError: The model does not fit the signature, or a part does not fit the model.
+        """

@@ -1,0 +1,78 @@
+"""Plain numpy formulas that the components' references share; nothing here knows the graph.
+
+Shape letters: B batch, T tokens, H heads, K head size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from ir.op import Array
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x)."""
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def silu(x: Array) -> Array:
+    """X times its sigmoid."""
+    return x / (1.0 + np.exp(-x))
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + e^x)."""
+    return np.log1p(np.exp(x))
+
+
+def gelu(x: Array) -> Array:
+    """X times the probability that a standard normal number is below x."""
+    below = np.vectorize(lambda value: 0.5 * math.erfc(-value / math.sqrt(2.0)), otypes=[np.float64])
+    return x * below(x)
+
+
+ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
+    "gelu": gelu,
+    "relu": lambda x: np.where(x > 0, x, 0.0),
+    "relu2": lambda x: np.where(x > 0, x * x, 0.0),
+    "silu": silu,
+    "tanh": np.tanh,
+}
+
+
+def softmax(x: Array) -> Array:
+    """Softmax over the last axis."""
+    weights = np.exp(x - x.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def layer_norm(x: Array, epsilon: float = 1e-5) -> Array:
+    """Zero mean and unit variance over the last axis."""
+    return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + epsilon)
+
+
+def rms_norm(x: Array, epsilon: float = 1e-5) -> Array:
+    """Unit mean square over the last axis."""
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon)
+
+
+def rotate(x_BTHK: Array, base: float = 10000.0) -> Array:
+    """Each pair (x_i, x_{i+K/2}) as a complex number, turned by t * base^(-2i/K) at token t."""
+    steps, head_dim = x_BTHK.shape[1], x_BTHK.shape[3]
+    half = head_dim // 2
+    result = np.empty_like(x_BTHK)
+    for t in range(steps):
+        for i in range(half):
+            turn = np.exp(1j * t * base ** (-2.0 * i / head_dim))
+            turned = (x_BTHK[:, t, :, i] + 1j * x_BTHK[:, t, :, i + half]) * turn
+            result[:, t, :, i], result[:, t, :, i + half] = turned.real, turned.imag
+    return result
+
+
+def heads(x: Array, num_heads: int) -> Array:
+    """`[B, T, H * K]` to `[B, T, H, K]`."""
+    return x.reshape(*x.shape[:2], num_heads, -1)

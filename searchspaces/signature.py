@@ -1,0 +1,121 @@
+"""What a task hands to a model and wants back: the shapes around a search space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, get_args
+
+from ir.errors import InputError, did_you_mean
+
+Modality: TypeAlias = Literal["tokens", "image", "series"]
+Output: TypeAlias = Literal["next_token", "class", "forecast"]
+
+# The sizes that must be positive; every other size must be left at 0.
+_SIZES_OF_MODALITY: Final[dict[str, frozenset[str]]] = {
+    "tokens": frozenset({"seq_len", "vocab_size"}),
+    "image": frozenset({"image_size", "channels"}),
+    "series": frozenset({"seq_len", "variates"}),
+}
+_SIZES_OF_OUTPUT: Final[dict[str, frozenset[str]]] = {
+    "next_token": frozenset(),
+    "class": frozenset({"num_classes"}),
+    "forecast": frozenset({"horizon"}),
+}
+_OUTPUTS_OF_MODALITY: Final[dict[str, tuple[str, ...]]] = {
+    "tokens": ("next_token", "class"),
+    "image": ("class",),
+    "series": ("forecast",),
+}
+_SIZES: Final = ("seq_len", "vocab_size", "image_size", "channels", "variates", "num_classes", "horizon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """Inputs and outputs of every model of a task.
+
+    A size that does not apply is 0. The graph's input is named after the modality (`tokens` int32 [B,T], `image`
+    float32 [B,H,W,C], `series` float32 [B,T,variates]); its output is `logits` ([B,T,vocab] or [B,classes]) or
+    `forecast` ([B,horizon,variates]).
+
+    Attributes:
+        modality: Kind of input, and its name.
+        output: What the model predicts.
+        seq_len: Input positions of tokens and series.
+        vocab_size: Distinct tokens.
+        image_size: Height and width of a square image, pixels.
+        channels: Values in a pixel.
+        variates: Values at one time of a series.
+        num_classes: Classes to tell apart.
+        horizon: Future times to forecast.
+
+    Raises:
+        InputError: A size that applies is missing, one that does not is given, or modality and output do not go
+            together.
+    """
+
+    modality: Modality
+    output: Output
+    seq_len: int = 0
+    vocab_size: int = 0
+    image_size: int = 0
+    channels: int = 0
+    variates: int = 0
+    num_classes: int = 0
+    horizon: int = 0
+
+    def __post_init__(self) -> None:
+        _require_word("modality", self.modality, get_args(Modality))
+        _require_word("output", self.output, _OUTPUTS_OF_MODALITY[self.modality])
+        needed = _SIZES_OF_MODALITY[self.modality] | _SIZES_OF_OUTPUT[self.output]
+        for name in _SIZES:
+            size: object = getattr(self, name)
+            if name in needed and not (type(size) is int and size > 0):
+                raise _bad_size(name, "an integer of at least 1", size)
+            if name not in needed and size != 0:
+                raise _bad_size(name, f"0: a {self.modality} to {self.output} signature has no {name}", size)
+
+    @property
+    def input_name(self) -> str:
+        """Name of the graph's input."""
+        return self.modality
+
+    @property
+    def output_name(self) -> str:
+        """Name of the graph's output."""
+        return "forecast" if self.output == "forecast" else "logits"
+
+    def input_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of the graph's input at a batch size."""
+        if self.modality == "image":
+            return (batch, self.image_size, self.image_size, self.channels)
+        return (batch, self.seq_len, self.variates) if self.modality == "series" else (batch, self.seq_len)
+
+    @property
+    def input_dtype(self) -> str:
+        """Element type of the graph's input."""
+        return "int32" if self.modality == "tokens" else "float32"
+
+    def output_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of the graph's output at a batch size."""
+        if self.output == "next_token":
+            return (batch, self.seq_len, self.vocab_size)
+        return (batch, self.num_classes) if self.output == "class" else (batch, self.horizon, self.variates)
+
+    @property
+    def positions(self) -> int:
+        """Input positions of one example: tokens, times or pixels."""
+        return self.image_size**2 if self.modality == "image" else self.seq_len
+
+
+def _require_word(name: str, word: str, choices: tuple[str, ...]) -> None:
+    if word not in choices:
+        raise InputError(
+            f"unknown {name} of a signature",
+            expected=", ".join(choices),
+            found=repr(word),
+            hint=did_you_mean(str(word), choices),
+        )
+
+
+def _bad_size(name: str, expected: str, found: object) -> InputError:
+    return InputError(f"bad {name} of a signature", where=f"signature.{name}", expected=expected, found=repr(found))

@@ -1,0 +1,1 @@
+"""Stems, one a file: a task's input to tokens `[B, T, D]`."""

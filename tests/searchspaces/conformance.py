@@ -1,0 +1,168 @@
+"""Builds components alone, for the tests that every component of the registry has to pass.
+
+`MIXERS`, `TOKENWISE`, `STEMS`, `HEADS` and `BLOCKS` hold one pytest parameter for each component and case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from ir.builder import Builder, Tensor
+from ir.component import Case, ChannelMixer, Component, Norm, TokenMixer
+from ir.graph import Graph
+from ir.initializers import initialize
+from ir.interpret import evaluate
+from ir.op import Array
+from ir.ops.structure import Input
+from ir.types import Axis
+from searchspaces import registry
+from searchspaces.parts import Block, EndCase, Head, LayerParts, Stem
+
+SCOPE = "part"  # where the component under test puts its parameters
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A component with the case that it is built in."""
+
+    kind: str
+    component: Component
+    case: Case
+
+    def resized(self, *, batch: int | None = None, time: int | None = None) -> Subject:
+        """The same component at other sizes."""
+        case = dataclasses.replace(self.case, batch=batch or self.case.batch, time=time or self.case.time)
+        return dataclasses.replace(self, case=case)
+
+    def with_form(self, form: str) -> Subject:
+        """The same component computed in another form."""
+        return dataclasses.replace(self, component=dataclasses.replace(self.component, form=form))
+
+    def graph(self) -> Graph:
+        """The component as a graph: its input is `x`, its output `y`."""
+        b = Builder()
+        match self.component:
+            case TokenMixer() | ChannelMixer() | Norm() as mixer:
+                x = b.input("x", (self.case.batch, self.case.time, self.case.d_model))
+                with b.scope(SCOPE):
+                    y = mixer.build(b, x)
+            case Stem() as stem:
+                signature = self.end_case.signature
+                x = b.input("x", signature.input_shape(self.case.batch), signature.input_dtype)
+                with b.scope(SCOPE):
+                    y = stem.build(b, x, self.case.d_model, signature)
+            case Head() as head:
+                x = b.input("x", (self.case.batch, self.case.time, self.case.d_model))
+                self._share(b, head)
+                with b.scope(SCOPE):
+                    y = head.build(b, x, self.end_case.signature)
+            case Block() as block:
+                x = b.input("x", (self.case.batch, self.case.time, self.case.d_model))
+                y = block.build(x, self._layer(b))
+            case _:
+                raise TypeError(self.kind)
+        return b.build(y=y)
+
+    @property
+    def end_case(self) -> EndCase:
+        """The case of a stem or head."""
+        assert isinstance(self.case, EndCase)
+        return self.case
+
+    def _share(self, b: Builder, head: Head) -> None:
+        for label in head.shared:
+            vocab, d_model = Axis("vocab", self.end_case.signature.vocab_size), Axis("d_model", self.case.d_model)
+            b.parameter(label, ((vocab,), (d_model,)), "normal(0.02)")
+
+    def _layer(self, b: Builder) -> LayerParts[Tensor]:
+        """Stand-ins for the parts of a layer, each a different function."""
+
+        def norm(name: str, x: Tensor) -> Tensor:
+            return b.rms_norm(x, b.parameter(name, ((Axis("d_model", x.shape[-1]),),), "constant(1)"))
+
+        channel = (lambda x: b.square(x) * 0.5) if self.case.options["channel"] else None
+        return LayerParts(lambda x: b.tanh(x) * 2.0, channel, norm)
+
+    def reference(self, params: Mapping[str, Array], x: Array) -> Array:
+        """The component's own reference, given parameters by their names in the graph."""
+        own = {name.removeprefix(f"{SCOPE}."): array for name, array in params.items()}
+        match self.component:
+            case TokenMixer() | ChannelMixer() | Norm() | Stem() as part:
+                return part.reference(own, x)
+            case Head() as head:
+                return head.reference(own, x, self.end_case.signature)
+            case Block() as block:
+                return block.reference(x, self._layer_reference(params))
+            case _:
+                raise TypeError(self.kind)
+
+    def _layer_reference(self, params: Mapping[str, Array]) -> LayerParts[Array]:
+        def norm(name: str, x: Array) -> Array:
+            return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5) * params[name]
+
+        channel = (lambda x: 0.5 * x * x) if self.case.options["channel"] else None
+        return LayerParts(lambda x: 2.0 * np.tanh(x), channel, norm)
+
+    def step_graph(self, max_len: int) -> Graph:
+        """One token of a causal mixer: inputs `x`, `position` and the states, outputs `y` and the states."""
+        assert isinstance(self.component, TokenMixer)
+        b = Builder()
+        x = b.input("x", (self.case.batch, 1, self.case.d_model))
+        position = b.input("position", (), "int32")
+        types = self.component.state(self.case.batch, self.case.d_model, max_len)
+        state = {name: b.input(name, kind.shape, kind.dtype) for name, kind in types.items()}
+        with b.scope(SCOPE):
+            y, after = self.component.step(b, x, state, position)
+        assert {name: tensor.type for name, tensor in after.items()} == types
+        return b.build(y=y, **after)
+
+
+def random_params(graph: Graph, seed: int = 0) -> dict[str, Array]:
+    """Initial values in float64, moved so that no bias is zero and no scale is one."""
+    rng = np.random.default_rng(seed)
+    initial = initialize(graph, seed)
+    return {name: array + 0.2 * rng.standard_normal(array.shape) for name, array in initial.items()}
+
+
+def random_input(graph: Graph, seed: int = 1) -> Array:
+    """Standard normal numbers, or any of 11 tokens, for the input `x`."""
+    op = graph.inputs["x"].op
+    assert isinstance(op, Input)
+    rng = np.random.default_rng(seed)
+    if op.type.dtype == "int32":
+        return rng.integers(0, 11, op.type.shape).astype(np.int32)
+    return rng.standard_normal(op.type.shape)
+
+
+def run(graph: Graph, params: Mapping[str, Array], x: Array) -> Array:
+    """The output `y` in float64."""
+    return evaluate(graph, {"x": x}, params)["y"]
+
+
+def subjects(*kinds: str) -> list[pytest.ParameterSet]:
+    """One pytest parameter for each case of each component of some kinds."""
+    found: list[pytest.ParameterSet] = []
+    for kind in kinds:
+        for key, component in registry.components(kind).items():
+            for index, case in enumerate(component.cases):
+                found.append(pytest.param(Subject(kind, component.create(case.options), case), id=f"{key}-{index}"))
+    return found
+
+
+def _block_subjects() -> list[pytest.ParameterSet]:
+    return [
+        pytest.param(Subject("block", block(), Case({"channel": channel})), id=f"{key}-{'both' if channel else 'mixer'}")
+        for key, block in registry.components("block").items()
+        for channel in (True, False)
+    ]
+
+
+MIXERS = subjects("token_mixer")
+TOKENWISE = subjects("channel_mixer", "norm")
+ENDS = subjects("stem", "head")
+BLOCKS = _block_subjects()
