@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -101,7 +101,7 @@ class Builder:
     # -- structure ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
+    def scope(self, name: str) -> Generator[None, None, None]:
         """Put the nodes and parameters made inside under a name."""
         self._scopes.append(name)
         try:
@@ -177,7 +177,12 @@ class Builder:
         return value if isinstance(value, Tensor) else self.constant(float(value))
 
     def component(
-        self, kind: str, key: str, options: ComponentOptions, *operands: Tensor, types: tuple[TensorType, ...] | None = None
+        self,
+        kind: str,
+        key: str,
+        options: ComponentOptions,
+        *operands: Tensor,
+        types: tuple[TensorType, ...] | None = None,
     ) -> Tensor:
         """A component as one node; without `types` the result has the type of the first operand."""
         return self.apply(Component(kind, key, options, types or (operands[0].type,)), *operands)
@@ -192,7 +197,9 @@ class Builder:
         """Batched matrix product over the last two axes."""
         return self.apply(Matmul(transpose_a, transpose_b), a, b)
 
-    def linear(self, x: Tensor, name: str, outputs: Sequence[Axis], *, bias: bool = False, init: str = "fan_in") -> Tensor:
+    def linear(
+        self, x: Tensor, name: str, outputs: Sequence[Axis], *, bias: bool = False, init: str = "fan_in"
+    ) -> Tensor:
         """x `[..., D]` times a new weight `[D, product of outputs]`, plus a bias `name_bias` if asked.
 
         The input dimension is the axis `d_model`; use `parameter` and `matmul` where it is factored otherwise.
@@ -389,8 +396,8 @@ class Builder:
         bias: Tensor | None = None,
     ) -> Tensor:
         """Softmax attention over `[B, T, H, K]` operands; the default scale is 1 / sqrt(K)."""
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        op = Attention(scale, causal, window, alibi, offset is not None, bias is not None)
+        factor = float(q.shape[-1]) ** -0.5 if scale is None else scale
+        op = Attention(factor, causal, window, alibi, offset is not None, bias is not None)
         return self.apply(op, q, k, v, *(extra for extra in (offset, bias) if extra is not None))
 
     def rope(self, x: Tensor, *, base: float = 10000.0, offset: Tensor | None = None) -> Tensor:

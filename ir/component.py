@@ -87,7 +87,7 @@ class Case:
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option, context_option))
-class Component(ABC):
+class Component(ABC):  # noqa: B024 (what `build` takes depends on the kind)
     """Base of every component; subclasses become frozen dataclasses by being defined.
 
     Class attributes:
@@ -128,14 +128,15 @@ class Component(ABC):
             if name not in specs:
                 raise GraphError(f"{cls.key()} has no option '{name}'", hint=did_you_mean(name, specs))
             _check_value(f"{cls.key()}.{name}", value, specs[name])
-        filled = {name: context[name] for name, spec in specs.items() if context and spec.from_context and name in context}
+        given = context or {}
+        filled = {name: given[name] for name, spec in specs.items() if spec.from_context and name in given}
         return cls(**{**filled, **options})
 
     def options(self) -> ComponentOptions:
         """Option values that differ from their defaults, sorted by name: what a component node carries."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        changed = [(field.name, getattr(self, field.name)) for field in fields if getattr(self, field.name) != field.default]
-        return tuple(sorted(changed))
+        values = [(field.name, getattr(self, field.name), field.default) for field in fields]
+        return tuple(sorted((name, value) for name, value, default in values if value != default))
 
 
 def _check_value(where: str, value: OptionValue, spec: OptionSpec) -> None:
@@ -170,6 +171,10 @@ class TokenMixer(Component):
     def check(self, d_model: int) -> str | None:
         """Why this mixer cannot be built at a width, or None if it can."""
         return None
+
+    def growth_exponent(self) -> float:
+        """Exponent of FLOPs in T with these options; `growth` unless an option changes it."""
+        return self.growth
 
     @abstractmethod
     def build(self, b: Builder, x: Tensor) -> Tensor:
@@ -222,9 +227,14 @@ class Norm(Component):
 
 
 class Position(Component):
-    """How attention and the stem learn where a token stands; each hook defaults to doing nothing."""
+    """How attention and the stem learn where a token stands; each hook defaults to doing nothing.
+
+    Class attributes:
+        bounded: Whether it knows only the positions below the `max_len` it was built with.
+    """
 
     kind = "position"
+    bounded: ClassVar[bool] = False
 
     def embed(self, b: Builder, x: Tensor, max_len: int, position: Tensor | None = None) -> Tensor:
         """Add position to embeddings `[B, T, D]`; `position` is the run-time start when streaming."""
@@ -233,6 +243,10 @@ class Position(Component):
     def rotate(self, b: Builder, x: Tensor, position: Tensor | None = None) -> Tensor:
         """Turn queries or keys `[B, T, H, K]` by their position."""
         return x
+
+    def check(self, head_dim: int) -> str | None:
+        """Why heads of a size cannot be told their position this way, or None if they can."""
+        return None
 
     def slopes(self, num_heads: int) -> tuple[float, ...] | None:
         """Slopes of a linear score bias, one a head."""

@@ -132,22 +132,22 @@ class Graph:
     @cached_property
     def live(self) -> frozenset[int]:
         """Numbers of the nodes that some output depends on."""
-        seen: set[int] = set()
-        for _, value in self.outputs:
-            if value.node not in seen:
-                seen.add(value.node)
-                seen |= nx.ancestors(self._dag, value.node)
+        seen = {value.node for _, value in self.outputs}
+        for node in reversed(self.nodes):
+            if node.id in seen:
+                seen.update(operand.node for operand in node.operands)
         return frozenset(seen)
 
     def to_networkx(self) -> nx.DiGraph[int]:
         """A copy of the node graph: numbers as nodes, `node` as their attribute."""
         return self._dag.copy()
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _restore, (self.nodes, self.outputs, self.name)
-
     def __len__(self) -> int:
         return len(self.nodes)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the nodes and outputs only; what is derived from them is made anew."""
+        return _restore, (self.nodes, self.outputs, self.name)
 
     def __repr__(self) -> str:
         return f"Graph({self.name}: {len(self.nodes)} nodes, {len(self.parameters)} parameters)"

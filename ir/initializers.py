@@ -47,7 +47,7 @@ def _constant(rng: np.random.Generator, shape: Shape, arguments: tuple[float, ..
 
 def _log_arange(rng: np.random.Generator, shape: Shape, arguments: tuple[float, ...]) -> npt.NDArray[np.float64]:
     """log(1), log(2), ... along the first axis: the S4D-real start of a state matrix (Gu et al. 2022)."""
-    ranks = np.arange(1, shape[0] + 1, dtype=np.float64).reshape(-1, *[1] * (len(shape) - 1))
+    ranks = np.reshape(np.arange(1, shape[0] + 1, dtype=np.float64), (-1, *[1] * (len(shape) - 1)))
     return np.broadcast_to(np.log(ranks), shape)
 
 

@@ -11,6 +11,7 @@ from ir.errors import GraphError
 from ir.graph import Graph, Value
 from ir.op import Array
 from ir.ops.structure import Input, Parameter
+from ir.types import TensorType
 
 
 def evaluate(
@@ -35,20 +36,23 @@ def evaluate(
         if node.id not in graph.live:
             continue
         if isinstance(node.op, Input):
-            results: tuple[Array, ...] = (_given(inputs, node.op.label, node.types[0].shape, "input"),)
+            results: tuple[Array, ...] = (_given(inputs, node.op.label, node.types[0], "input"),)
         elif isinstance(node.op, Parameter):
-            results = (_given(params, node.op.label, node.types[0].shape, "parameter"),)
+            results = (_given(params, node.op.label, node.types[0], "parameter"),)
         else:
             results = node.op.evaluate_all(tuple(values[operand] for operand in node.operands))
         for value, result in zip(node.results, results, strict=True):
-            values[value] = result.astype(dtype) if result.dtype.kind == "f" else result
+            values[value] = np.asarray(result, dtype) if result.dtype.kind == "f" else np.asarray(result)
     return {name: values[value] for name, value in graph.outputs}
 
 
-def _given(arrays: Mapping[str, Array], name: str, shape: tuple[int, ...], what: str) -> Array:
+def _given(arrays: Mapping[str, Array], name: str, kind: TensorType, what: str) -> Array:
     if name not in arrays:
-        raise GraphError(f"{what} '{name}' is missing", expected=f"an array of shape {shape}")
+        raise GraphError(f"{what} '{name}' is missing", expected=f"an array of shape {kind.shape}")
     array = np.asarray(arrays[name])
-    if array.shape != shape:
-        raise GraphError(f"{what} '{name}' has another shape", expected=str(shape), found=str(array.shape))
-    return array
+    if array.shape != kind.shape:
+        raise GraphError(f"{what} '{name}' has another shape", expected=str(kind.shape), found=str(array.shape))
+    kinds = "fiu" if kind.is_float else {"int32": "iu", "bool": "b"}[kind.dtype]
+    if array.dtype.kind not in kinds:
+        raise GraphError(f"{what} '{name}' has another dtype", expected=kind.dtype, found=str(array.dtype))
+    return array.astype(np.float64) if kind.is_float else array

@@ -20,7 +20,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 from ir._typing import dataclass_transform
@@ -136,10 +135,12 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         GraphError: The shapes do not broadcast.
     """
-    try:
-        return tuple(int(size) for size in np.broadcast_shapes(*shapes))
-    except ValueError as error:
-        raise GraphError("shapes do not broadcast", found=" and ".join(map(str, shapes))) from error
+    rank = max(map(len, shapes), default=0)
+    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    sizes = [{size for size in column if size != 1} or {1} for column in zip(*padded, strict=True)]
+    if any(len(column) > 1 for column in sizes):
+        raise GraphError("shapes do not broadcast", found=" and ".join(map(str, shapes)))
+    return tuple(column.pop() for column in sizes)
 
 
 def normal_axis(axis: int, rank: int) -> int:

@@ -63,6 +63,10 @@ class Axis:
     name: str
     size: int
 
+    def __post_init__(self) -> None:
+        if not (type(self.size) is int and self.size > 0):
+            raise GraphError("an axis size is not a positive integer", where=self.name, found=str(self.size))
+
     def __str__(self) -> str:
         return f"{self.name}={self.size}"
 

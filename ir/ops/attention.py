@@ -11,6 +11,10 @@ from ir.op import Array, Op, Types, broadcast_shapes, op, require
 from ir.types import TensorType
 
 
+def _positions(count: int, start: int = 0) -> Array:
+    return np.arange(start, start + count)
+
+
 @op
 class Attention(Op):
     """softmax(scale * q k^T + bias, masked) v, heads beside tokens: no transposes around it.
@@ -36,6 +40,8 @@ class Attention(Op):
         batch, queries, heads, head_dim = q.shape
         require(k.shape[:3] == v.shape[:3] and k.shape[0] == batch, "keys and values differ", found=f"{k} and {v}")
         require(k.shape[3] == head_dim, "query and key sizes differ", expected=str(head_dim), found=k.shape[3])
+        same = q.is_float and q.dtype == k.dtype == v.dtype
+        require(same, "attention needs equal float dtypes", found=f"{q}, {k}, {v}")
         require(heads % k.shape[2] == 0, "query heads are no multiple of key heads", found=f"{heads} and {k.shape[2]}")
         require(self.window is None or self.window > 0, "window must be positive", found=self.window)
         require(self.alibi is None or len(self.alibi) == heads, "alibi needs one slope a head", found=self.alibi)
@@ -44,7 +50,8 @@ class Attention(Op):
             require(rest[0] == TensorType((), "int32"), "offset must be an int32 scalar", found=rest[0])
         if self.has_bias:
             full = (batch, heads, queries, k.shape[1])
-            require(broadcast_shapes(rest[-1].shape, full) == full, "bias does not broadcast", found=rest[-1])
+            fits = rest[-1].dtype == q.dtype and broadcast_shapes(rest[-1].shape, full) == full
+            require(fits, "bias does not broadcast", found=rest[-1])
         return q.with_shape((batch, queries, heads, v.shape[3]))
 
     def evaluate(self, q: Array, k: Array, v: Array, *rest: Array) -> Array:
@@ -52,7 +59,7 @@ class Attention(Op):
         k_BSHK, v_BSHV = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
         scores_BHTS = np.einsum("bthk,bshk->bhts", q, k_BSHK) * self.scale
         offset = int(rest[0]) if self.has_offset else k.shape[1] - q.shape[1]
-        distance_TS = offset + np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])[None, :]
+        distance_TS = _positions(q.shape[1], offset)[:, None] - _positions(k.shape[1])[None, :]
         if self.alibi is not None:
             scores_BHTS = scores_BHTS - np.asarray(self.alibi)[:, None, None] * np.abs(distance_TS)
         if self.has_bias:
@@ -78,8 +85,11 @@ class Attention(Op):
         """Query-key pairs that are not masked; with a run-time offset all of them count."""
         if self.has_offset:
             return queries * keys if self.window is None else queries * min(keys, self.window)
-        distance = keys - queries + np.arange(queries)[:, None] - np.arange(keys)[None, :]
-        return int(self.visible(distance).sum())
+        position = _positions(queries, keys - queries)
+        reach = queries + keys if self.window is None else self.window
+        first = np.maximum(position - reach + 1, 0)
+        last = np.minimum(position if self.causal else position + reach - 1, keys - 1)
+        return int(np.maximum(last - first + 1, 0).sum())
 
     def flops(self, operands: Types, results: Types) -> int:
         batch, queries, heads, head_dim = operands[0].shape
@@ -99,14 +109,16 @@ class Rope(Op):
     has_offset: bool = False
 
     def infer(self, x: TensorType, *rest: TensorType) -> TensorType:
-        require(x.rank == 4 and x.shape[3] % 2 == 0, "rope needs [B, T, H, K] with even K", found=x)
+        require(self.base > 0, "rope needs a positive base", found=self.base)
+        require(x.is_float and x.rank == 4 and x.shape[3] % 2 == 0, "rope needs [B, T, H, K] with even K", found=x)
         require(len(rest) == self.has_offset, "wrong number of operands", found=1 + len(rest))
+        require(rest in ((), (TensorType((), "int32"),)), "offset must be an int32 scalar", found=rest)
         return x
 
     def evaluate(self, x: Array, *rest: Array) -> Array:
         half = x.shape[3] // 2
-        position = (int(rest[0]) if self.has_offset else 0) + np.arange(x.shape[1])
-        angle = position[:, None] * self.base ** (-np.arange(half) / half)
+        position = _positions(x.shape[1], int(rest[0]) if self.has_offset else 0)
+        angle = position[:, None] * self.base ** (-_positions(half) / half)
         cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
         first, second = x[..., :half], x[..., half:]
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

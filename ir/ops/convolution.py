@@ -14,12 +14,11 @@ import numpy as np
 from ir.op import Array, Op, Types, op, require
 from ir.types import TensorType
 
+Sizes = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]
 
 
-def _output_sizes(
-    sizes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...], padding: Padding, dilation: tuple[int, ...]
-) -> tuple[int, ...]:
+def _output_sizes(sizes: Sizes, window: Sizes, strides: Sizes, padding: Padding, dilation: Sizes) -> Sizes:
     lengths = {len(sizes), len(window), len(strides), len(padding), len(dilation)}
     require(len(lengths) == 1, "window, strides, padding and dilation need one entry a spatial axis", found=sizes)
     require(min((*strides, *dilation, *window)) > 0, "window, strides and dilation must be positive", found=window)
@@ -32,11 +31,9 @@ def _output_sizes(
     return outputs
 
 
-def _taps(
-    padded: Array, window: tuple[int, ...], strides: tuple[int, ...], dilation: tuple[int, ...], outputs: tuple[int, ...]
-) -> list[tuple[tuple[int, ...], Array]]:
+def _taps(padded: Array, window: Sizes, strides: Sizes, dilation: Sizes, outputs: Sizes) -> list[tuple[Sizes, Array]]:
     """Each tap of the window with the input elements `[B, *outputs, C]` that it meets."""
-    taps: list[tuple[tuple[int, ...], Array]] = []
+    taps: list[tuple[Sizes, Array]] = []
     for tap in itertools.product(*map(range, window)):
         index = tuple(
             slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilation, outputs, strides, strict=True)
@@ -59,6 +56,7 @@ class Conv(Op):
 
     def infer(self, x: TensorType, weight: TensorType) -> TensorType:
         require(3 <= x.rank <= 5 and weight.rank == x.rank, "conv needs 1 to 3 spatial axes", found=f"{x} and {weight}")
+        require(x.is_float and weight.dtype == x.dtype, "conv needs equal float dtypes", found=f"{x} and {weight}")
         channels, (per_group, outputs) = x.shape[-1], weight.shape[-2:]
         require(
             channels == per_group * self.groups and outputs % self.groups == 0,
@@ -75,10 +73,10 @@ class Conv(Op):
         padded = np.pad(x, [(0, 0), *self.padding, (0, 0)])
         result = np.zeros((x.shape[0], *sizes, self.groups, outputs // self.groups), x.dtype)
         for tap, patch in _taps(padded, window, self.strides, self.dilation, sizes):
-            grouped = patch.reshape(*patch.shape[:-1], self.groups, per_group)
-            kernel = weight[tap].reshape(per_group, self.groups, outputs // self.groups)
+            grouped = np.reshape(patch, (*patch.shape[:-1], self.groups, per_group))
+            kernel = np.reshape(weight[tap], (per_group, self.groups, outputs // self.groups))
             result += np.einsum("...gc,cgo->...go", grouped, kernel)
-        return result.reshape(x.shape[0], *sizes, outputs)
+        return np.reshape(result, (x.shape[0], *sizes, outputs))
 
     def flops(self, operands: Types, results: Types) -> int:
         return 2 * results[0].size * math.prod(operands[1].shape[:-1])
@@ -100,6 +98,7 @@ class Pool(Op):
     def infer(self, x: TensorType) -> TensorType:
         require(self.kind in ("average", "max"), "unknown pooling", expected="average or max", found=self.kind)
         require(3 <= x.rank <= 5, "pool needs 1 to 3 spatial axes", found=x)
+        require(x.is_float, "pool needs floating-point input", found=x)
         sizes = _output_sizes(x.shape[1:-1], self.window, self.strides, self.padding, (1,) * len(self.window))
         return x.with_shape((x.shape[0], *sizes, x.shape[-1]))
 

@@ -31,11 +31,20 @@ class Binary(Op):
     """A function of two tensors of one dtype, broadcast together."""
 
     def infer(self, a: TensorType, b: TensorType) -> TensorType:
-        require(a.dtype == b.dtype, f"{self.name} needs equal dtypes", found=f"{a.dtype} and {b.dtype}")
+        same = a.dtype == b.dtype != "bool"
+        require(same, f"{self.name} needs equal number dtypes", found=f"{a.dtype} and {b.dtype}")
         return TensorType(broadcast_shapes(a.shape, b.shape), a.dtype)
 
     def flops(self, operands: Types, results: Types) -> int:
         return results[0].size
+
+
+class FloatBinary(Binary):
+    """A function of two floating-point tensors of one dtype, broadcast together."""
+
+    def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        require(a.is_float, f"{self.name} needs floating-point input", found=a)
+        return super().infer(a, b)
 
 
 @op
@@ -195,7 +204,7 @@ class Mul(Binary):
 
 
 @op
-class Div(Binary):
+class Div(FloatBinary):
     """a / b."""
 
     def evaluate(self, a: Array, b: Array) -> Array:
@@ -223,7 +232,7 @@ class Minimum(Binary):
 
 
 @op
-class Pow(Binary):
+class Pow(FloatBinary):
     """a ** b."""
 
     def evaluate(self, a: Array, b: Array) -> Array:

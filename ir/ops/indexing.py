@@ -42,13 +42,14 @@ class DynamicUpdate(Op):
             "update does not fit the base",
             found=f"{update} into {base}",
         )
+        require(update.dtype == base.dtype, "update and base need equal dtypes", found=f"{update} into {base}")
         require(update.shape[axis] <= base.shape[axis], "update is longer than the base", found=f"{update} into {base}")
         return base
 
     def evaluate(self, base: Array, update: Array, position: Array) -> Array:
         index: list[slice] = [slice(None)] * base.ndim
         index[self.axis] = slice(int(position), int(position) + update.shape[self.axis])
-        result = base.copy()
+        result: Array = np.array(base)
         result[tuple(index)] = update
         return result
 

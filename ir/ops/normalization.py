@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from ir.op import Array, Op, Types, normal_axis, op, require
@@ -28,12 +30,20 @@ class Softmax(Op):
 
 
 class Norm(Op):
-    """A norm over the last axis with optional per-element factors of size D."""
+    """A norm over the last axis with optional per-element factors of size D.
+
+    Class attributes:
+        max_factors: How many factors it takes at most.
+    """
+
+    max_factors: ClassVar[int] = 1
 
     def infer(self, x: TensorType, *factors: TensorType) -> TensorType:
         require(x.is_float and x.rank >= 1, f"{self.name} needs floating-point input", found=x)
+        require(len(factors) <= self.max_factors, f"{self.name} has too many operands", found=1 + len(factors))
         for factor in factors:
-            require(factor.shape == x.shape[-1:], "factor does not fit the last axis", expected=str(x.shape[-1:]), found=factor)
+            fits = factor.shape == x.shape[-1:] and factor.is_float
+            require(fits, "factor does not fit the last axis", expected=str(x.shape[-1:]), found=factor)
         return x
 
 
@@ -44,6 +54,8 @@ class LayerNorm(Norm):
     Operands: x `[..., D]`, then scale `[D]`, then bias `[D]`, each optional in that order.
     Source: Ba, Kiros and Hinton 2016, "Layer Normalization".
     """
+
+    max_factors = 2
 
     epsilon: float = 1e-5
 

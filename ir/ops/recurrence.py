@@ -65,7 +65,10 @@ class OuterScan(Op):
         values = v.shape[3]
         require(v.shape[:3] == q.shape[:3], "values do not fit the keys", found=f"{v} beside {k}")
         require(self.decay in DECAYS, "unknown decay", expected=", ".join(DECAYS), found=self.decay)
-        require(self.form in FORMS and self.chunk > 0, "unknown form or chunk", expected=", ".join(FORMS), found=self.form)
+        require(self.form in FORMS, "unknown form", expected=", ".join(FORMS), found=self.form)
+        require(self.chunk > 0, "chunk must be positive", found=self.chunk)
+        same = q.is_float and {v.dtype, *(t.dtype for t in rest)} == {q.dtype}
+        require(same, "outer_scan needs equal float dtypes", found=", ".join(map(str, (q, v, *rest))))
         shapes: dict[Decay, list[tuple[int, ...]]] = {
             "none": [],
             "head": [q.shape[:3]],

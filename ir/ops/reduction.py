@@ -19,8 +19,8 @@ class Reduction(Op):
         require(len(self.axes) > 0, f"{self.name} needs at least one axis")
         axes = {normal_axis(axis, x.rank) for axis in self.axes}
         require(len(axes) == len(self.axes), "an axis is reduced twice", found=self.axes)
-        sizes = [(1 if axis in axes else size) for axis, size in enumerate(x.shape) if self.keepdims or axis not in axes]
-        return x.with_shape(tuple(sizes))
+        kept = [(axis, size) for axis, size in enumerate(x.shape) if self.keepdims or axis not in axes]
+        return x.with_shape(tuple(1 if axis in axes else size for axis, size in kept))
 
     def flops(self, operands: Types, results: Types) -> int:
         return operands[0].size

@@ -24,7 +24,7 @@ class Reshape(Op):
         return x.with_shape(shape)
 
     def evaluate(self, x: Array) -> Array:
-        return x.reshape(self.shape)
+        return np.reshape(x, self.shape)
 
     def bytes_moved(self, operands: Types, results: Types) -> int:
         return 0  # a view
@@ -117,7 +117,8 @@ class Broadcast(Op):
     shape: tuple[int, ...]
 
     def infer(self, x: TensorType) -> TensorType:
-        require(broadcast_shapes(x.shape, self.shape) == self.shape, "does not broadcast to", found=f"{x} to {self.shape}")
+        fits = broadcast_shapes(x.shape, self.shape) == self.shape
+        require(fits, "does not broadcast", found=f"{x} to {self.shape}")
         return x.with_shape(self.shape)
 
     def evaluate(self, x: Array) -> Array:

@@ -5,13 +5,21 @@ Shape letters: none; these take any shape.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from ir.errors import GraphError
 from ir.op import Array, Op, Types, op, require
 from ir.types import Axes, TensorType, axes_shape
 
-NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.float32, "int32": np.int32, "bool": np.bool_}
+NUMPY_DTYPES: Final = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.float32,
+    "int32": np.int32,
+    "bool": np.bool_,
+}
 """Storage of each dtype in numpy, which has no bfloat16: such values are held as float32."""
 
 ComponentOptions = tuple[tuple[str, "OptionValue"], ...]
@@ -30,6 +38,9 @@ class Input(Op):
 
     def evaluate(self) -> Array:
         raise GraphError("an input has no value of its own", where=self.label)
+
+    def bytes_moved(self, operands: Types, results: Types) -> int:
+        return 0  # counted where it is read
 
 
 @op
@@ -71,7 +82,7 @@ class Constant(Op):
         return self.type
 
     def evaluate(self) -> Array:
-        return np.frombuffer(self.data, NUMPY_DTYPES[self.type.dtype]).reshape(self.type.shape)
+        return np.reshape(np.frombuffer(self.data, NUMPY_DTYPES[self.type.dtype]), self.type.shape)
 
     def bytes_moved(self, operands: Types, results: Types) -> int:
         return 0  # counted where it is read

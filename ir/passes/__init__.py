@@ -1,0 +1,1 @@
+"""Passes from graph to graph, a file each; import the submodules directly."""
