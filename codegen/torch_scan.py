@@ -154,16 +154,56 @@ def _state_decay(
     op: OuterScan, form: str, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, rate: Tensor, initial: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The selective scan: a decay for each cell of the state."""
+    if form == "recurrent":
+        first = v.new_zeros(v.shape[0], *rate.shape) if initial is None else initial
+        output, last = _StateScan.apply(op.scale * q, k, v, gates, rate, first)  # type: ignore[misc]  # untyped
+        return output, last
     decay_TBHKV = (gates.transpose(0, 1).unsqueeze(-2) * rate).exp()
     updates_TBHKV = (k.unsqueeze(-1) * v.unsqueeze(-2)).transpose(0, 1)
     updates_TBHKV = _with_initial(updates_TBHKV, decay_TBHKV, initial)
-    if form == "recurrent":
-        states = scan_first_axis(decay_TBHKV, updates_TBHKV)
-    elif form == "parallel":
+    if form == "parallel":
         states = _doubling_scan(decay_TBHKV, updates_TBHKV)
     else:
         states = _chunked_scan(decay_TBHKV, updates_TBHKV, op.chunk)
     return op.scale * torch.einsum("bthk,tbhkv->bthv", q, states), states[-1]
+
+
+class _StateScan(torch.autograd.Function):
+    """The selective scan step by step: one state stays in the cache, and decays are computed again on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, rate: Tensor, initial: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        states_TBHKV = torch.empty(q.shape[1] + 1, *initial.shape, dtype=v.dtype, device=v.device)
+        states_TBHKV[0] = initial
+        outputs = torch.empty_like(v)
+        for t in range(q.shape[1]):
+            state = states_TBHKV[t + 1]
+            torch.mul(gates[:, t].unsqueeze(-2), rate, out=state)
+            state.exp_().mul_(states_TBHKV[t]).addcmul_(k[:, t].unsqueeze(-1), v[:, t].unsqueeze(-2))
+            outputs[:, t] = (q[:, t].unsqueeze(-2) @ state).squeeze(-2)
+        ctx.save_for_backward(q, k, v, gates, rate, states_TBHKV)
+        return outputs, states_TBHKV[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        """Carry the gradient of the state backwards through the same steps."""
+        q, k, v, gates, rate, states_TBHKV = ctx.saved_tensors
+        grad_output, grad_last = grads
+        grad_q, grad_k, grad_v, grad_gates = (torch.empty_like(x) for x in (q, k, v, gates))
+        grad_rate_BHKV = torch.zeros_like(states_TBHKV[0])
+        grad_state = grad_last.clone()
+        for t in range(q.shape[1] - 1, -1, -1):
+            grad_q[:, t] = (states_TBHKV[t + 1] @ grad_output[:, t].unsqueeze(-1)).squeeze(-1)
+            grad_state.addcmul_(q[:, t].unsqueeze(-1), grad_output[:, t].unsqueeze(-2))
+            grad_k[:, t] = (grad_state @ v[:, t].unsqueeze(-1)).squeeze(-1)
+            grad_v[:, t] = (k[:, t].unsqueeze(-2) @ grad_state).squeeze(-2)
+            grad_state.mul_((gates[:, t].unsqueeze(-2) * rate).exp_())
+            grad_exponent = grad_state * states_TBHKV[t]
+            grad_rate_BHKV.addcmul_(grad_exponent, gates[:, t].unsqueeze(-2))
+            grad_gates[:, t] = grad_exponent.mul_(rate).sum(-2)
+        return grad_q, grad_k, grad_v, grad_gates, grad_rate_BHKV.sum_to_size(rate.shape), grad_state
 
 
 def _doubling_scan(a: Tensor, b: Tensor) -> Tensor:

@@ -31,8 +31,11 @@ def softplus(x: Array) -> Array:
 
 def gelu(x: Array) -> Array:
     """X times the probability that a standard normal number is below x."""
-    below = np.vectorize(lambda value: 0.5 * math.erfc(-value / math.sqrt(2.0)), otypes=[np.float64])
-    return x * below(x)
+    return x * np.vectorize(_normal_below, otypes=[np.float64])(x)
+
+
+def _normal_below(value: float) -> float:
+    return 0.5 * math.erfc(-value / math.sqrt(2.0))
 
 
 ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
@@ -73,6 +76,11 @@ def rotate(x_BTHK: Array, base: float = 10000.0) -> Array:
     return result
 
 
-def heads(x: Array, num_heads: int) -> Array:
+def split_heads(x: Array, num_heads: int) -> Array:
     """`[B, T, H * K]` to `[B, T, H, K]`."""
-    return x.reshape(*x.shape[:2], num_heads, -1)
+    return np.reshape(x, (*x.shape[:2], num_heads, -1))
+
+
+def merge_heads(x: Array) -> Array:
+    """`[B, T, H, K]` to `[B, T, H * K]`."""
+    return np.reshape(x, (*x.shape[:2], -1))

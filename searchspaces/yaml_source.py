@@ -109,18 +109,13 @@ class Source:
         return SpaceError(text, where=self.where(path, at_key=at_key), expected=expected, found=found, hint=hint)
 
 
-def read_yaml(path: Path, label: str | None = None) -> Source:
-    """Read a YAML file.
-
-    Args:
-        path: File to read.
-        label: How messages call the file; its path by default.
+def read_yaml(path: Path) -> Source:
+    """Read a YAML file; messages call it by the path given.
 
     Raises:
         SpaceError: The file cannot be read, is not YAML, is not a mapping, or breaks a bound of this module.
     """
-    label = label or str(path)
-    return parse_yaml(_read_text(path, label), label)
+    return parse_yaml(_read_text(path, str(path)), str(path))
 
 
 def parse_yaml(text: str, label: str) -> Source:

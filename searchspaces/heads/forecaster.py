@@ -24,7 +24,9 @@ class Forecaster(Head):
     (T D + 1) * horizon * variates parameters for all tokens, (D + 1) * horizon * variates for the last.
     """
 
-    paper = "Nie et al. 2023, A Time Series is Worth 64 Words: Long-term Forecasting with Transformers, arXiv 2211.14730"
+    paper = (
+        "Nie et al. 2023, A Time Series is Worth 64 Words: Long-term Forecasting with Transformers, arXiv 2211.14730"
+    )
     output = "forecast"
     cases = (EndCase(signature=_SIGNATURE), EndCase({"source": "last"}, batch=1, d_model=5, signature=_SIGNATURE))
 
@@ -41,5 +43,6 @@ class Forecaster(Head):
 
     def reference(self, params: Mapping[str, Array], x: Array, signature: Signature) -> Array:
         read = x[:, -1:] if self.source == "last" else x
-        weight = params["weight"].reshape(*read.shape[1:], signature.horizon, signature.variates)
-        return np.einsum("btd,tdhv->bhv", read, weight) + params["bias"].reshape(signature.horizon, signature.variates)
+        weight = np.reshape(params["weight"], (*read.shape[1:], signature.horizon, signature.variates))
+        bias = np.reshape(params["bias"], (signature.horizon, signature.variates))
+        return np.einsum("btd,tdhv->bhv", read, weight) + bias

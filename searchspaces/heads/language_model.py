@@ -36,5 +36,5 @@ class LanguageModel(Head):
         return b.linear(x, "weight", (Axis("vocab", signature.vocab_size),), init="normal(0.02)")
 
     def reference(self, params: Mapping[str, Array], x: Array, signature: Signature) -> Array:
-        vectors = params[_EMBEDDING] if self.tied else params["weight"].T
+        vectors = params[_EMBEDDING] if self.tied else np.transpose(params["weight"])
         return np.stack([x @ vectors[token] for token in range(signature.vocab_size)], axis=-1)

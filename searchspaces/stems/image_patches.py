@@ -54,9 +54,10 @@ class ImagePatches(Stem):
         return b.matmul(b.reshape(x, batch, side * side, patch * patch * channels), weight) + bias
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
-        patch, tokens = self.patch_size, []
+        patch = self.patch_size
+        tokens: list[Array] = []
         for row in range(0, x.shape[1], patch):
             for column in range(0, x.shape[2], patch):
                 pixels = x[:, row : row + patch, column : column + patch]
-                tokens.append(pixels.reshape(x.shape[0], -1) @ params["weight"] + params["bias"])
+                tokens.append(np.reshape(pixels, (x.shape[0], -1)) @ params["weight"] + params["bias"])
         return np.stack(tokens, axis=1)

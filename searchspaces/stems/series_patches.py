@@ -25,7 +25,9 @@ class SeriesPatches(Stem):
     and the oldest values that fill no patch are left out. (P C + 1) D parameters. P = 1 embeds each time by itself.
     """
 
-    paper = "Nie et al. 2023, A Time Series is Worth 64 Words: Long-term Forecasting with Transformers, arXiv 2211.14730"
+    paper = (
+        "Nie et al. 2023, A Time Series is Worth 64 Words: Long-term Forecasting with Transformers, arXiv 2211.14730"
+    )
     modality = "series"
     cases = (
         EndCase(signature=_window(11, 3)),
@@ -59,5 +61,6 @@ class SeriesPatches(Stem):
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         stops = range(x.shape[1], self.patch_size - 1, -(self.stride or self.patch_size))
-        patches = [x[:, stop - self.patch_size : stop].reshape(x.shape[0], -1) for stop in reversed(stops)]
-        return np.stack([patch @ params["weight"] + params["bias"] for patch in patches], axis=1)
+        patches = [x[:, stop - self.patch_size : stop] for stop in reversed(stops)]
+        tokens = [np.reshape(patch, (x.shape[0], -1)) @ params["weight"] + params["bias"] for patch in patches]
+        return np.stack(tokens, axis=1)

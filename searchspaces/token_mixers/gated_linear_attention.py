@@ -36,7 +36,9 @@ class GatedLinearAttention(TokenMixer):
     expand_k: float = option(0.5, minimum=0.01, maximum=16.0, doc="Width of all keys over model width.")
     expand_v: float = option(1.0, minimum=0.01, maximum=16.0, doc="Width of all values over model width.")
     gate_rank: int = option(16, minimum=1, maximum=4096, doc="Rank of the gate's matrix.")
-    gate_temperature: float = option(16.0, minimum=0.01, doc="Divides the logarithm of the gate: larger forgets slower.")
+    gate_temperature: float = option(
+        16.0, minimum=0.01, doc="Divides the logarithm of the gate: larger forgets slower."
+    )
     form: Form = option("auto", choices=FORMS, doc="How the recurrence is computed.")
 
     def check(self, d_model: int) -> str | None:
@@ -78,13 +80,13 @@ class GatedLinearAttention(TokenMixer):
         return y, {"memory": last}
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
-        q, k, v = (reference.heads(x @ params[name], self.num_heads) for name in ("q", "k", "v"))
-        gate = reference.sigmoid(x @ params["gate_down"] @ params["gate_up"] + params["gate_bias"])
-        a = reference.heads(gate ** (1.0 / self.gate_temperature), self.num_heads)
+        q, k, v = (reference.split_heads(x @ params[name], self.num_heads) for name in ("q", "k", "v"))
+        alpha = reference.sigmoid(x @ params["gate_down"] @ params["gate_up"] + params["gate_bias"])
+        a = reference.split_heads(alpha ** (1.0 / self.gate_temperature), self.num_heads)
         batch, steps, heads, key_dim = q.shape
         memory, o = np.zeros((batch, heads, key_dim, v.shape[-1])), np.zeros_like(v)
         for t in range(steps):
             memory = a[:, t, :, :, None] * memory + k[:, t, :, :, None] * v[:, t, :, None, :]
             o[:, t] = np.einsum("bhk,bhkv->bhv", q[:, t], memory) / key_dim**0.5
-        o = (reference.rms_norm(o) * params["norm"]).reshape(batch, steps, -1)
+        o = reference.merge_heads(reference.rms_norm(o) * params["norm"])
         return (o * reference.silu(x @ params["output_gate"])) @ params["out"]

@@ -96,14 +96,18 @@ class LinearAttention(TokenMixer):
         return self._output(b, q, o, total), {"memory": last, "total": total}
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
-        phi = {"elu": _elu_plus_one, "relu": lambda x: np.maximum(x, 0.0), "softmax": reference.softmax}[self.feature_map]
-        q, k, v = (reference.heads(x @ params[name], self.num_heads) for name in ("q", "k", "v"))
+        phi = {"elu": _elu_plus_one, "relu": _relu, "softmax": reference.softmax}[self.feature_map]
+        q, k, v = (reference.split_heads(x @ params[name], self.num_heads) for name in ("q", "k", "v"))
         q, k, o = phi(q), phi(k), np.zeros_like(v)
         for t in range(x.shape[1]):
             seen = t + 1 if self.causal else x.shape[1]
             weights = np.einsum("bhk,bshk->bsh", q[:, t], k[:, :seen])
             o[:, t] = np.einsum("bsh,bshv->bhv", weights, v[:, :seen]) / (weights.sum(axis=1)[..., None] + _EPSILON)
-        return o.reshape(x.shape) @ params["out"]
+        return reference.merge_heads(o) @ params["out"]
+
+
+def _relu(x: Array) -> Array:
+    return np.where(x > 0, x, 0.0)
 
 
 def _elu_plus_one(x: Array) -> Array:

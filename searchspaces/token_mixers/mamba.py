@@ -76,7 +76,9 @@ class Mamba(TokenMixer):
         return b.reshape(o, *u.shape) + u * b.parameter("skip", ((inner,),), "constant(1)"), last
 
     def _output(self, b: Builder, o: Tensor, z: Tensor, d_model: int) -> Tensor:
-        return b.matmul(o * b.silu(z), b.parameter("out", ((Axis("hidden", o.shape[-1]),), (Axis("d_model", d_model),))))
+        return b.matmul(
+            o * b.silu(z), b.parameter("out", ((Axis("hidden", o.shape[-1]),), (Axis("d_model", d_model),)))
+        )
 
     def state(self, batch: int, d_model: int, max_len: int) -> State:
         inner, state_axis, _ = self._axes(d_model)

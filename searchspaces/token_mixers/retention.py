@@ -78,11 +78,11 @@ class Retention(TokenMixer):
         return y, {"memory": last}
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
-        q, k, v = (reference.heads(x @ params[name], self.num_heads) for name in ("q", "k", "v"))
+        q, k, v = (reference.split_heads(x @ params[name], self.num_heads) for name in ("q", "k", "v"))
         q, k = reference.rotate(q), reference.rotate(k)
-        distance_TS = np.arange(x.shape[1])[:, None] - np.arange(x.shape[1])
+        distance_TS = np.subtract.outer(np.arange(x.shape[1]), np.arange(x.shape[1]))
         log_gamma_H = self._log_decay().astype(np.float64)
         decay_HTS = np.where(distance_TS >= 0, np.exp(log_gamma_H[:, None, None] * np.abs(distance_TS)), 0.0)
         weights_BHTS = np.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5 * decay_HTS
-        o = reference.layer_norm(np.einsum("bhts,bshv->bthv", weights_BHTS, v)).reshape(*x.shape[:2], -1)
+        o = reference.merge_heads(reference.layer_norm(np.einsum("bhts,bshv->bthv", weights_BHTS, v)))
         return (o * reference.silu(x @ params["output_gate"])) @ params["out"]

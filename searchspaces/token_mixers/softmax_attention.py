@@ -37,7 +37,10 @@ class SoftmaxAttention(TokenMixer):
         Case({"num_heads": 3, "causal": False}),
         Case({"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "causal": True, "position": "rope"}),
         Case({"num_heads": 6, "num_kv_heads": 1, "causal": True, "position": "alibi", "window": 3}),
-        Case({"num_heads": 3, "causal": True, "qk_norm": True, "head_gate": True, "position": "rope", "window": 4}, time=9),
+        Case(
+            {"num_heads": 3, "causal": True, "qk_norm": True, "head_gate": True, "position": "rope", "window": 4},
+            time=9,
+        ),
         Case({"num_heads": 3, "causal": False, "position": "alibi", "head_gate": True}, batch=1, time=5),
         Case({"num_heads": 1, "head_dim": 5, "causal": False, "qk_norm": True, "window": 2}, time=1, d_model=7),
     )
@@ -130,15 +133,15 @@ class SoftmaxAttention(TokenMixer):
         """Attend the last `window` tokens, of which the state holds all but the newest."""
         q, k, v = qkv
         keys, values = b.concat(1, state["k"], k), b.concat(1, state["v"], v)
-        age = b.constant(np.arange(self.window - 1, -1, -1, dtype=np.int32).reshape(1, 1, 1, self.window))
+        age = b.constant(np.expand_dims(np.arange(self.window - 1, -1, -1), (0, 1, 2)))
         bias = b.where(b.less_equal(age, position), b.constant(0.0), _HIDDEN)
         o = b.attention(q, keys, values, alibi=slopes, bias=bias)
         return o, {"k": b.slice(keys, 1, 1, self.window), "v": b.slice(values, 1, 1, self.window)}
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         heads, groups, head_dim = self._sizes(x.shape[-1])
-        q = reference.heads(x @ params["q"], heads)
-        k, v = (reference.heads(x @ params[name], groups) for name in ("k", "v"))
+        q = reference.split_heads(x @ params["q"], heads)
+        k, v = (reference.split_heads(x @ params[name], groups) for name in ("k", "v"))
         if self.qk_norm:
             q, k = reference.rms_norm(q) * params["q_norm"], reference.rms_norm(k) * params["k_norm"]
         if self.position == "rope":
@@ -154,7 +157,7 @@ class SoftmaxAttention(TokenMixer):
                 o[:, t, h] = np.einsum("bs,bsk->bk", reference.softmax(scores), v[:, seen, group])
         if self.head_gate:
             o = o * reference.sigmoid(x @ params["gate"])[..., None]
-        return o.reshape(*x.shape[:2], heads * head_dim) @ params["out"]
+        return reference.merge_heads(o) @ params["out"]
 
     def _sees(self, t: int, s: int) -> bool:
         return not (self.causal and s > t) and not (self.window and abs(t - s) >= self.window)

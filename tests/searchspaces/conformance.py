@@ -1,6 +1,7 @@
 """Builds components alone, for the tests that every component of the registry has to pass.
 
-`MIXERS`, `TOKENWISE`, `STEMS`, `HEADS` and `BLOCKS` hold one pytest parameter for each component and case.
+`MIXERS`, `TOKENWISE`, `ENDS` and `BLOCKS` hold a subject for each component and case; `@each(MIXERS)` runs a test, with
+the argument `subject`, on all of them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +32,15 @@ SCOPE = "part"  # where the component under test puts its parameters
 class Subject:
     """A component with the case that it is built in."""
 
-    kind: str
+    name: str
     component: Component
     case: Case
+
+    @property
+    def mixer(self) -> TokenMixer:
+        """The component of a token mixer's subject."""
+        assert isinstance(self.component, TokenMixer)
+        return self.component
 
     def resized(self, *, batch: int | None = None, time: int | None = None) -> Subject:
         """The same component at other sizes."""
@@ -41,7 +49,8 @@ class Subject:
 
     def with_form(self, form: str) -> Subject:
         """The same component computed in another form."""
-        return dataclasses.replace(self, component=dataclasses.replace(self.component, form=form))
+        component: Any = self.component
+        return dataclasses.replace(self, component=dataclasses.replace(component, form=form))
 
     def graph(self) -> Graph:
         """The component as a graph: its input is `x`, its output `y`."""
@@ -65,7 +74,7 @@ class Subject:
                 x = b.input("x", (self.case.batch, self.case.time, self.case.d_model))
                 y = block.build(x, self._layer(b))
             case _:
-                raise TypeError(self.kind)
+                raise TypeError(self.name)
         return b.build(y=y)
 
     @property
@@ -99,7 +108,7 @@ class Subject:
             case Block() as block:
                 return block.reference(x, self._layer_reference(params))
             case _:
-                raise TypeError(self.kind)
+                raise TypeError(self.name)
 
     def _layer_reference(self, params: Mapping[str, Array]) -> LayerParts[Array]:
         def norm(name: str, x: Array) -> Array:
@@ -110,14 +119,13 @@ class Subject:
 
     def step_graph(self, max_len: int) -> Graph:
         """One token of a causal mixer: inputs `x`, `position` and the states, outputs `y` and the states."""
-        assert isinstance(self.component, TokenMixer)
         b = Builder()
         x = b.input("x", (self.case.batch, 1, self.case.d_model))
         position = b.input("position", (), "int32")
-        types = self.component.state(self.case.batch, self.case.d_model, max_len)
+        types = self.mixer.state(self.case.batch, self.case.d_model, max_len)
         state = {name: b.input(name, kind.shape, kind.dtype) for name, kind in types.items()}
         with b.scope(SCOPE):
-            y, after = self.component.step(b, x, state, position)
+            y, after = self.mixer.step(b, x, state, position)
         assert {name: tensor.type for name, tensor in after.items()} == types
         return b.build(y=y, **after)
 
@@ -144,25 +152,39 @@ def run(graph: Graph, params: Mapping[str, Array], x: Array) -> Array:
     return evaluate(graph, {"x": x}, params)["y"]
 
 
-def subjects(*kinds: str) -> list[pytest.ParameterSet]:
-    """One pytest parameter for each case of each component of some kinds."""
-    found: list[pytest.ParameterSet] = []
-    for kind in kinds:
-        for key, component in registry.components(kind).items():
-            for index, case in enumerate(component.cases):
-                found.append(pytest.param(Subject(kind, component.create(case.options), case), id=f"{key}-{index}"))
-    return found
+def zero_state(stream: Graph) -> dict[str, Array]:
+    """Where every stream starts."""
+    inputs = {name: node for name, node in stream.inputs.items() if name not in ("x", "position")}
+    return {name: np.zeros(node.types[0].shape) for name, node in inputs.items()}
 
 
-def _block_subjects() -> list[pytest.ParameterSet]:
+def each(subjects: list[Subject]) -> pytest.MarkDecorator:
+    """Run a test on every subject."""
+    return pytest.mark.parametrize("subject", subjects, ids=[subject.name for subject in subjects])
+
+
+def _subjects(*kinds: str) -> list[Subject]:
     return [
-        pytest.param(Subject("block", block(), Case({"channel": channel})), id=f"{key}-{'both' if channel else 'mixer'}")
-        for key, block in registry.components("block").items()
-        for channel in (True, False)
+        Subject(f"{key}-{index}", component.create(case.options), case)
+        for kind in kinds
+        for key, component in registry.components(kind).items()
+        for index, case in enumerate(component.cases)
     ]
 
 
-MIXERS = subjects("token_mixer")
-TOKENWISE = subjects("channel_mixer", "norm")
-ENDS = subjects("stem", "head")
-BLOCKS = _block_subjects()
+def _blocks() -> list[Subject]:
+    return [
+        Subject(f"{key}-{name}", block(), Case({"channel": channel}))
+        for key, block in registry.components("block").items()
+        for name, channel in (("both", True), ("mixer_only", False))
+    ]
+
+
+MIXERS = _subjects("token_mixer")
+CAUSAL = [subject for subject in MIXERS if subject.mixer.is_causal]
+LOOKING_BOTH_WAYS = [subject for subject in MIXERS if not subject.mixer.is_causal]
+WITH_FORMS = [subject for subject in MIXERS if subject.mixer.forms]
+TOKENWISE = _subjects("channel_mixer", "norm")
+ENDS = _subjects("stem", "head")
+BLOCKS = _blocks()
+EVERYTHING = [*MIXERS, *TOKENWISE, *ENDS, *BLOCKS]

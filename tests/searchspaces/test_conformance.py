@@ -3,7 +3,7 @@
 The compiled form has its own test, `test_compiled.py`; both take their subjects from `conformance.py`.
 """
 
-import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -18,12 +18,21 @@ from ir.serialize import graph_from_json, graph_to_json
 from ir.text import parse_graph, print_graph
 from ir.verify import verify
 from searchspaces import reference, registry
-from tests.searchspaces.conformance import BLOCKS, ENDS, MIXERS, TOKENWISE, Subject, random_input, random_params, run
+from tests.searchspaces.conformance import (
+    CAUSAL,
+    EVERYTHING,
+    LOOKING_BOTH_WAYS,
+    MIXERS,
+    TOKENWISE,
+    WITH_FORMS,
+    Subject,
+    each,
+    random_input,
+    random_params,
+    run,
+    zero_state,
+)
 
-EVERYTHING = [*MIXERS, *TOKENWISE, *ENDS, *BLOCKS]
-CAUSAL = [case for case in MIXERS if case.values[0].component.is_causal]
-LOOKING_BOTH_WAYS = [case for case in MIXERS if not case.values[0].component.is_causal]
-WITH_FORMS = [case for case in MIXERS if case.values[0].component.forms]
 KINDS = ("token_mixer", "channel_mixer", "norm", "position", "block", "macro", "stem", "head")
 COMPONENTS = [
     pytest.param(kind, key, component, id=f"{kind}-{key}")
@@ -50,7 +59,7 @@ def test_component_says_what_it_is(kind, key, component):
     assert component.create({}) == component()
 
 
-@pytest.mark.parametrize("subject", EVERYTHING)
+@each(EVERYTHING)
 def test_graph_verifies_and_round_trips(subject: Subject):
     """The graph keeps the rules of the IR, and text and JSON give it back exactly."""
     graph = verify(subject.graph())
@@ -58,7 +67,7 @@ def test_graph_verifies_and_round_trips(subject: Subject):
         assert (again.nodes, again.outputs) == (graph.nodes, graph.outputs)
 
 
-@pytest.mark.parametrize("subject", EVERYTHING)
+@each(EVERYTHING)
 def test_graph_equals_the_reference(subject: Subject):
     """The graph computes the paper's equation; both run in float64, so only the order of sums differs."""
     graph = subject.graph()
@@ -66,7 +75,7 @@ def test_graph_equals_the_reference(subject: Subject):
     close(run(graph, params, x), subject.reference(params, x), 1e-9)
 
 
-@pytest.mark.parametrize("subject", EVERYTHING)
+@each(EVERYTHING)
 def test_examples_of_a_batch_do_not_mix(subject: Subject):
     """Changing one example of a batch leaves the others' results as they were, bit for bit."""
     graph = subject.resized(batch=3).graph()
@@ -78,7 +87,7 @@ def test_examples_of_a_batch_do_not_mix(subject: Subject):
     assert not np.array_equal(before[1], after[1])
 
 
-@pytest.mark.parametrize("subject", CAUSAL)
+@each(CAUSAL)
 def test_causal_mixer_does_not_look_ahead(subject: Subject):
     """Changing token t leaves every output before t as it was, and changes one from t on."""
     graph = subject.resized(time=7).graph()
@@ -91,7 +100,7 @@ def test_causal_mixer_does_not_look_ahead(subject: Subject):
         assert not np.array_equal(before[:, t:], after[:, t:])
 
 
-@pytest.mark.parametrize("subject", LOOKING_BOTH_WAYS)
+@each(LOOKING_BOTH_WAYS)
 def test_bidirectional_mixer_looks_ahead(subject: Subject):
     """Changing token t changes the output before it: the mixer is rightly kept out of decoders."""
     graph = subject.resized(time=7).graph()
@@ -101,7 +110,7 @@ def test_bidirectional_mixer_looks_ahead(subject: Subject):
     assert np.abs(run(graph, params, x)[:, 3] - run(graph, params, changed)[:, 3]).max() > 1e-6
 
 
-@pytest.mark.parametrize("subject", TOKENWISE)
+@each(TOKENWISE)
 def test_tokenwise_component_keeps_tokens_apart(subject: Subject):
     """Changing one token changes no other token's result."""
     graph = subject.resized(time=5).graph()
@@ -112,7 +121,7 @@ def test_tokenwise_component_keeps_tokens_apart(subject: Subject):
     assert np.array_equal(run(graph, params, x)[:, others], run(graph, params, changed)[:, others])
 
 
-@pytest.mark.parametrize("subject", EVERYTHING)
+@each(EVERYTHING)
 def test_torch_equals_numpy(subject: Subject):
     """The torch module agrees with the interpreter: closely in float64, to rounding in float32."""
     graph = subject.graph()
@@ -122,17 +131,17 @@ def test_torch_equals_numpy(subject: Subject):
     close(in_torch(subject, params, x, torch.float32), expected, 1e-4)
 
 
-@pytest.mark.parametrize("subject", WITH_FORMS)
+@each(WITH_FORMS)
 def test_forms_agree(subject: Subject):
     """Every form computes the same function, over more tokens than one chunk holds; float64 leaves rounding only."""
     subject = subject.resized(time=70)
     params, x = random_params(subject.graph()), random_input(subject.graph())
     expected = in_torch(subject.with_form("recurrent"), params, x, torch.float64)
-    for form in subject.component.forms:
+    for form in subject.mixer.forms:
         close(in_torch(subject.with_form(form), params, x, torch.float64), expected, 1e-10)
 
 
-@pytest.mark.parametrize("subject", EVERYTHING)
+@each(EVERYTHING)
 def test_gradients_equal_finite_differences(subject: Subject):
     """The slope of a random loss along a random direction, by torch and by central differences of the interpreter.
 
@@ -157,7 +166,7 @@ def test_gradients_equal_finite_differences(subject: Subject):
     assert slope == pytest.approx((loss(1e-6) - loss(-1e-6)) / 2e-6, rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("subject", CAUSAL)
+@each(CAUSAL)
 def test_streaming_equals_parallel(subject: Subject):
     """Token by token from zero states, in numpy and in torch, a causal mixer gives what it gives at once."""
     graph = subject.graph()
@@ -165,7 +174,7 @@ def test_streaming_equals_parallel(subject: Subject):
     stream = verify(subject.step_graph(max_len=subject.case.time + 2))
     assert set(stream.parameters) == set(graph.parameters)
     module = to_module(stream, params, dtype=torch.float64)
-    state = {name: np.zeros(node.types[0].shape) for name, node in stream.inputs.items() if name not in ("x", "position")}
+    state = zero_state(stream)
     outputs = []
     for t in range(subject.case.time):
         given = {"x": x[:, t : t + 1], "position": np.array(t, np.int32), **state}
@@ -177,27 +186,26 @@ def test_streaming_equals_parallel(subject: Subject):
     close(np.concatenate(outputs, axis=1), run(graph, params, x), 1e-9)
 
 
-@pytest.mark.parametrize("subject", CAUSAL)
+@each(CAUSAL)
 def test_streaming_fits_every_max_len(subject: Subject):
     """The state may be as short as the stream itself: one token, and exactly all of them."""
     for max_len in (1, 2, 3, 4, 5):
-        assert isinstance(subject.component, TokenMixer)
         short = subject.resized(time=max_len)
         graph, stream = short.graph(), short.step_graph(max_len)
         params, x = random_params(graph), random_input(graph)
-        state = {n: np.zeros(node.types[0].shape) for n, node in stream.inputs.items() if n not in ("x", "position")}
+        state, last = zero_state(stream), np.zeros(0)
         for t in range(max_len):
             state = evaluate(stream, {"x": x[:, t : t + 1], "position": np.array(t, np.int32), **state}, params)
             last = state.pop("y")
         close(last, run(graph, params, x)[:, -1:], 1e-9)
 
 
-@pytest.mark.parametrize("subject", MIXERS)
+@each(MIXERS)
 def test_flops_grow_with_tokens_as_declared(subject: Subject):
     """FLOPs at T, 2T and 4T tokens have the declared exponent; projections still weigh a little at these lengths."""
     flops = [profile(subject.resized(batch=1, time=time).graph()).flops for time in (256, 512, 1024)]
-    declared = subject.component.growth_exponent()
-    for shorter, longer in zip(flops, flops[1:], strict=False):
+    declared = subject.mixer.growth_exponent()
+    for shorter, longer in itertools.pairwise(flops):
         measured = np.log2(longer / shorter) if shorter else 0.0
         assert measured == pytest.approx(declared, abs=0.15)
 
@@ -205,9 +213,8 @@ def test_flops_grow_with_tokens_as_declared(subject: Subject):
 @pytest.mark.parametrize("key", registry.default_registry().keys("position"))
 def test_position_streams_as_it_runs_at_once(key):
     """Embedding and rotation at a run-time position equal those of that position among all."""
-    position = registry.get("position", key)()
-    assert isinstance(position, Position)
-    x, heads = np.random.default_rng(1).standard_normal((2, 5, 6)), np.random.default_rng(2).standard_normal((2, 5, 3, 4))
+    position, rng = position_of(key), np.random.default_rng(1)
+    x, heads = rng.standard_normal((2, 5, 6)), rng.standard_normal((2, 5, 3, 4))
     whole = position_graph(position, 5, streaming=False)
     single = position_graph(position, 1, streaming=True)
     params = random_params(whole)
@@ -222,7 +229,7 @@ def test_position_streams_as_it_runs_at_once(key):
 def test_rope_turns_heads_as_the_paper_says():
     """Queries and keys turn as complex numbers, and scores depend on the distance of tokens alone."""
     heads = np.random.default_rng(2).standard_normal((2, 5, 3, 4))
-    graph = position_graph(registry.get("position", "rope")(), 5, streaming=False)
+    graph = position_graph(position_of("rope"), 5, streaming=False)
     turned = evaluate(graph, {"x": np.zeros((2, 5, 6)), "heads": heads}, {})["heads_out"]
     close(turned, reference.rotate(heads), 1e-12)
     same = np.broadcast_to(heads[:, :1], heads.shape)
@@ -233,7 +240,7 @@ def test_rope_turns_heads_as_the_paper_says():
 
 def test_learned_position_adds_its_table():
     """Token t gets row t, also where fewer tokens come than the table knows."""
-    graph = position_graph(registry.get("position", "learned")(), 3, streaming=False)
+    graph = position_graph(position_of("learned"), 3, streaming=False)
     params, x = random_params(graph), np.random.default_rng(1).standard_normal((2, 3, 6))
     found = evaluate(graph, {"x": x, "heads": np.zeros((2, 3, 3, 4))}, params)["x_out"]
     assert params["table"].shape == (5, 6)
@@ -251,7 +258,14 @@ def test_learned_position_adds_its_table():
 )
 def test_alibi_slopes_are_the_published_ones(heads, slopes):
     """Powers of two as in the paper, other numbers of heads as in the authors' code."""
-    assert registry.get("position", "alibi")().slopes(heads) == pytest.approx(slopes, rel=1e-12)
+    assert position_of("alibi").slopes(heads) == pytest.approx(slopes, rel=1e-12)
+
+
+def position_of(key: str) -> Position:
+    """A position component with default options."""
+    position = registry.get("position", key)()
+    assert isinstance(position, Position)
+    return position
 
 
 def position_graph(position: Position, tokens: int, *, streaming: bool):
@@ -270,9 +284,11 @@ def in_torch(subject: Subject, params, x, dtype) -> np.ndarray:
         return module(x=given.to(dtype) if given.is_floating_point() else given)["y"].double().numpy()
 
 
-def test_mixers_with_a_window_keep_a_bounded_state():
-    """The state of windowed attention stops growing with the stream, that of full attention does not."""
-    windowed = registry.get("token_mixer", "softmax_attention").create({"num_heads": 3, "window": 4})
-    full = dataclasses.replace(windowed, window=0)
-    assert windowed.state(1, 12, 100)["k"].shape == (1, 3, 3, 4)
-    assert full.state(1, 12, 100)["k"].shape == (1, 100, 3, 4)
+def test_attention_with_a_window_keeps_a_bounded_state():
+    """Windowed attention stops growing with the stream, full attention does not."""
+    shapes = {}
+    for window in (0, 4):
+        mixer = registry.get("token_mixer", "softmax_attention").create({"num_heads": 3, "window": window})
+        assert isinstance(mixer, TokenMixer)
+        shapes[window] = mixer.state(1, 12, 100)["k"].shape
+    assert shapes == {0: (1, 100, 3, 4), 4: (1, 3, 3, 4)}

@@ -1,5 +1,6 @@
 """Whole models: stems, positions, layers and heads put together by the isotropic macro."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from codegen.torch_backend import to_module
+from ir.component import Position, option
 from ir.errors import InputError
 from ir.hashing import canonical_hash
 from ir.initializers import initialize
@@ -16,7 +18,7 @@ from ir.ops.normalization import LayerNorm
 from ir.ops.structure import Component
 from ir.passes.expand_components import ExpandComponents
 from ir.verify import verify
-from searchspaces import registry
+from searchspaces import registry, resolve
 from searchspaces.architecture import Architecture, ComponentConfig, LayerConfig, ModelConfig
 from searchspaces.signature import Signature
 
@@ -169,7 +171,8 @@ def test_compact_model_expands_to_the_same_graph(wiring):
     model = architecture(*MIXERS.values(), of("softmax_attention", num_heads=3), wiring=wiring, position="alibi")
     compact, expanded = model.graph(TEXT, batch=2, expanded=False), model.graph(TEXT, batch=2)
     verify(compact, allow_components=True)
-    assert sum(isinstance(node.op, Component) for node in compact.nodes) >= 9 * 4
+    calls = [node.op.kind for node in compact.nodes if isinstance(node.op, Component)]
+    assert calls.count("token_mixer") == calls.count("channel_mixer") == 9
     again = ExpandComponents(registry.get)(compact)
     assert canonical_hash(again) == canonical_hash(expanded)
     assert set(again.parameters) == set(expanded.parameters)
@@ -191,11 +194,15 @@ def test_last_stretch_of_a_series_is_read():
         changed = series.copy()
         changed[:, time] += 1.0
         found = evaluate(graph, {"series": changed}, params)["forecast"]
-        assert (np.abs(found - expected).max() > 1e-9) is matters
+        assert bool(np.abs(found - expected).max() > 1e-9) is matters
 
 
 MALFORMED = {
-    "mixer_looks_ahead": (lambda: architecture(of("softmax_attention", causal=False)).graph(TEXT), "layers.0.mixer", "ahead"),
+    "mixer_looks_ahead": (
+        lambda: architecture(of("softmax_attention", causal=False)).graph(TEXT),
+        "layers.0.mixer",
+        "ahead",
+    ),
     "heads_do_not_divide": (lambda: architecture(of("retention", num_heads=5)).graph(TEXT), "layers.0.mixer", "5"),
     "odd_heads_with_rope": (
         lambda: architecture(of("softmax_attention", num_heads=4), position="rope").graph(TEXT),
@@ -241,3 +248,20 @@ def test_model_that_does_not_fit_is_refused(build, where, says):
         build()
     assert caught.value.where is None or caught.value.where.startswith(where or "")
     assert says in str(caught.value)
+
+
+def test_position_with_options_is_refused(monkeypatch):
+    """Attention finds its position by key alone, so options of one would be lost without notice."""
+
+    class Wavy(Position):
+        width: int = option(3, doc="Tokens in a wave.")
+
+    class Wider:
+        def lookup(self, kind, name):
+            return registry.Entry(name, Wavy) if name == "wavy" else registry.default_registry().lookup(kind, name)
+
+    monkeypatch.setattr(resolve, "default_registry", Wider)
+    model = architecture(MIXERS["mamba"], position="wavy").model
+    resolve.resolve_model(model, TEXT)
+    with pytest.raises(InputError, match="options of a position"):
+        resolve.resolve_model(dataclasses.replace(model, position=of("wavy", width=5)), TEXT)
