@@ -105,7 +105,7 @@ def _kernel_pipeline() -> tuple[Any, Any, Any]:
     lower_kernels = tvm.transform.Sequential(
         [
             tirx.transform.FlattenBuffer(),
-            tirx.transform.StmtSimplify(),
+            tirx.transform.StmtSimplify(),  # makes vector indices contiguous ramps again
             tirx.transform.AnnotateEntryFunc(),
             tirx.transform.SplitHostDevice(),
             tirx.transform.MakePackedAPI(),

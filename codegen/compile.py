@@ -26,7 +26,7 @@ from ir.hashing import canonical_hash
 from ir.op import Array
 from ir.ops.indexing import DynamicUpdate, Take
 from ir.ops.shape import Reshape
-from ir.ops.structure import Component
+from ir.ops.structure import NUMPY_DTYPES, Component
 from ir.serialize import graph_to_json
 
 TOLERANCE: Final = 1e-4
@@ -118,7 +118,7 @@ def sample_inputs(graph: Graph, seed: int = 0) -> dict[str, Array]:
         if kind.is_float:
             drawn[name] = rng.standard_normal(kind.shape).astype(np.float32)
         else:
-            drawn[name] = rng.integers(0, bounds.get(name, 2), kind.shape).astype(np.int32)
+            drawn[name] = np.asarray(rng.integers(0, bounds.get(name, 2), kind.shape), NUMPY_DTYPES[kind.dtype])
     return drawn
 
 
@@ -138,7 +138,7 @@ def torch_outputs(graph: Graph, params: Mapping[str, Array], inputs: Mapping[str
     module = to_module(graph, params).eval()
     with torch.inference_mode():
         results = module(**{name: torch.from_numpy(np.asarray(array)) for name, array in inputs.items()})
-    return {name: tensor.numpy() for name, tensor in results.items()}
+    return {name: tensor.detach().numpy() for name, tensor in results.items()}
 
 
 def _limits(graph: Graph, value: Value) -> list[int]:

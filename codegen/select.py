@@ -149,7 +149,7 @@ def select(graph: Graph) -> list[KernelCall]:
         if state.is_free(node) and type(node.op) in GENERATORS:
             GENERATORS[type(node.op)](state, node)
     _fuse_chains(state, live)
-    return _in_order(state)
+    return [*_in_order(state), *_output_copies(state)]
 
 
 def aliases(graph: Graph, calls: Sequence[KernelCall]) -> dict[Value, Value]:
@@ -160,6 +160,21 @@ def aliases(graph: Graph, calls: Sequence[KernelCall]) -> dict[Value, Value]:
         if isinstance(node.op, sh.Reshape) and node.id not in served:
             found[node.results[0]] = found.get(node.operands[0], node.operands[0])
     return found
+
+
+def _output_copies(state: _Selection) -> list[KernelCall]:
+    """Copies of the outputs that no kernel makes: inputs, whose memory the next call overwrites, and static values."""
+    alias = aliases(state.graph, state.calls)
+    made = {value for call in state.calls for value in call.results}
+    roots = dict.fromkeys(alias.get(value, value) for _, value in state.graph.outputs)
+    calls: list[KernelCall] = []
+    for root in roots:
+        if root not in made:
+            operand = Static((root,)) if root.node in state.static else root
+            source = Node(0, Input("x0", state.graph.type_of(root)), (), (state.graph.type_of(root),))
+            kernel = FusedKernel(Graph([source], [("y", source.results[0])]))
+            calls.append(KernelCall(kernel, (operand,), (root,), (root.node,)))
+    return calls
 
 
 def _static_nodes(graph: Graph) -> frozenset[int]:
@@ -259,6 +274,8 @@ def _try_gated_product(state: _Selection, node: Node) -> None:
             continue
         if gate.matmul.op != value.matmul.op or (gate.bias is None) != (value.bias is None):
             continue
+        if gate.matmul.types != value.matmul.types:
+            continue  # a narrow gate that is broadcast over the features
         _gated_product(state, node, activated, value, gate)
         return
 
@@ -388,7 +405,12 @@ def _norm(state: _Selection, node: Node) -> None:
     assert isinstance(op, nm.LayerNorm | nm.RmsNorm)
     factors = node.operands[1:]
     below = state.producer(node.operands[0])
-    fuse = isinstance(below.op, ew.Add) and state.is_free(below) and _same_run_time_types(state, below)
+    fuse = (
+        isinstance(below.op, ew.Add)
+        and state.is_free(below)
+        and _same_run_time_types(state, below)
+        and all(factor.node in state.static for factor in factors)  # others may themselves need the sum
+    )
     kernel = NormKernel(
         rows=_rows(type_.shape),
         width=type_.shape[-1],

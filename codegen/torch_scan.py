@@ -54,11 +54,16 @@ def scan_first_axis(a: Tensor, b: Tensor) -> Tensor:
 
 
 def outer_scan(op: OuterScan, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute an `OuterScan` in the form it asks for; `auto` is chunkwise, or recurrent for the state decay."""
+    """Compute an `OuterScan` in the form it asks for.
+
+    `auto` is chunkwise; for the state decay it is recurrent, or parallel under torch.compile, which unrolls every step.
+    """
     initial = rest[-1] if op.has_state else None
     form = op.form
-    if form == "auto":
-        form = "recurrent" if op.decay == "state" else "chunkwise"
+    if form == "auto" and op.decay == "state":
+        form = "parallel" if torch.compiler.is_compiling() else "recurrent"
+    elif form == "auto":
+        form = "chunkwise"
     if op.decay == "state":
         return _state_decay(op, form, q, k, v, rest[0], rest[1], initial)
     if form == "recurrent":

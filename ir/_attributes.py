@@ -80,7 +80,15 @@ def make_op(kind: type[Op], attributes: Mapping[str, Any], where: str) -> Op:
     missing = [name for name in hints if name not in attributes and name not in attribute_defaults(kind)]
     if missing:
         raise ParseError(f"{kind.name} lacks an attribute", where=where, expected=", ".join(missing))
-    return kind(**{name: conform(hints[name], value, where) for name, value in attributes.items()})
+    return kind(**{name: _attribute(kind, name, value, where) for name, value in attributes.items()})
+
+
+def _attribute(kind: type[Op], name: str, value: Any, where: str) -> Any:
+    try:
+        return conform(attribute_hints(kind)[name], value, where)
+    except ParseError as error:
+        message = f"{kind.name}.{name}: {error.message}"
+        raise ParseError(message, where=where, expected=error.expected, found=error.found) from error
 
 
 def plain(value: Any) -> Any:

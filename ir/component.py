@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Causality = Literal["causal", "either", "bidirectional"]
 State = dict[str, TensorType]
+Aliases = Mapping[str, Mapping[str, bool | int | float | str | None]]
 T = TypeVar("T")
 C = TypeVar("C", bound="Component")
 
@@ -99,7 +100,7 @@ class Component(ABC):  # noqa: B024 (what `build` takes depends on the kind)
 
     kind: ClassVar[str] = ""
     paper: ClassVar[str] = ""
-    aliases: ClassVar[Mapping[str, Mapping[str, OptionValue]]] = {}
+    aliases: ClassVar[Aliases] = {}
     cases: ClassVar[tuple[Case, ...]] = (Case(),)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -49,9 +49,15 @@ def graph_from_json(text: str, *, source: str = "graph") -> Graph:
         ParseError: The text is no JSON, another format or version, or holds a malformed graph.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        data = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+        )
+    except json.JSONDecodeError as error:
+        raise ParseError(f"not JSON: {error.msg}", where=f"{source}:{error.lineno}:{error.colno}") from error
+    except ValueError as error:
         raise ParseError(f"not JSON: {error}", where=source) from error
+    except RecursionError as error:
+        raise ParseError("lists or objects are nested too deeply", where=source) from error
     top = _Reader(data, source)
     _check_head(top)
     nodes = [_node_from_json(reader) for reader in top.get("nodes").items(MAX_NODES)]
@@ -100,6 +106,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text} is out of range")
     return number
+
+
+def _bounded(text: str) -> int:
+    if len(text) > len(str(MAX_INT)):
+        raise ValueError(f"{text[:40]} is out of range")
+    return int(text)
 
 
 class _Reader:

@@ -16,7 +16,7 @@ from typing import Final
 from codegen._tvm import KERNEL_ATTRIBUTE, Buffer, Expr, IRBuilder, PrimFunc, tirx
 from codegen._tvm import tir_builder as T
 from codegen.kernels.base import Isa, Kernel, Knobs
-from codegen.kernels.vector_math import splat, splat_int
+from codegen.kernels.vector_math import keep, splat, splat_int
 
 Index = int | Expr
 PARALLEL_FLOPS: Final = 100_000  # about two microseconds of one core, the time to start a parallel loop
@@ -72,7 +72,7 @@ def serial(start: Index, stop: Index) -> T.frame.ForFrame:
 
 def bind(value: Index) -> Expr:
     """Name a value at this place in the program, so that it is computed once."""
-    return T.Bind(value)
+    return keep(value) if isinstance(value, Expr) else T.Bind(value)
 
 
 def scratch(shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
@@ -147,9 +147,9 @@ class Vectors:
         *outer, column = index
         if self._all_live(live):
             return buffer[(*outer, tirx.Ramp(column, 1, self.lanes))]
-        return T.masked_load(
-            f"float32x{self.lanes}", buffer, *outer, tirx.Ramp(column, 1, self.lanes), self._mask(live)
-        )
+        mask = self._mask(live)
+        loaded = T.masked_load(f"float32x{self.lanes}", buffer, *outer, tirx.Ramp(column, 1, self.lanes), mask)
+        return tirx.Select(mask, loaded, self.splat(0.0))  # TVM leaves the lanes behind the mask undefined
 
     def store(self, buffer: Buffer, value: Expr, *index: Index, live: Index | None = None) -> None:
         """Store consecutive elements of the last dimension; lanes from `live` on are left alone."""

@@ -73,7 +73,7 @@ class FusedKernel(Kernel):
         """Names of the operations and a digest of the whole graph."""
         names = "-".join(node.op.name for node in self.graph.nodes if not isinstance(node.op, Input | Constant))
         text = ";".join(f"{node.op}{node.operands}{node.types}" for node in self.graph.nodes)
-        return f"{self.family}({names[:60]},{hashlib.sha256(text.encode()).hexdigest()[:16]})"
+        return f"{self.family}({names[:60] or 'copy'},{hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
     def knobs(self, isa: Isa) -> Knobs:
         """Start threads only where there is enough to do."""

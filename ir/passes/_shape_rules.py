@@ -117,12 +117,18 @@ def merge_pads(r: Rewriter, node: Node) -> Replacement:
 
 
 def merge_broadcasts(r: Rewriter, node: Node) -> Replacement:
-    """`broadcast (broadcast x)` -> `broadcast x`; one that adds no element -> `reshape`."""
-    inner = r.producer(node.operands[0])
-    if isinstance(inner.op, Broadcast):
+    """`broadcast (broadcast x)`, or of x with leading axes of 1 -> `broadcast x`; where nothing repeats -> `reshape`."""
+    inner, operand = r.producer(node.operands[0]), r.type_of(node.operands[0])
+    if isinstance(inner.op, Broadcast) or (isinstance(inner.op, Reshape) and _only_leads(r, inner)):
         return r.emit(node.op, inner.operands[0])
-    kind = node.types[0]
-    return r.emit(Reshape(kind.shape), *node.operands) if kind.size == r.type_of(node.operands[0]).size else None
+    return r.emit(Reshape(node.types[0].shape), *node.operands) if node.types[0].size == operand.size else None
+
+
+def _only_leads(r: Rewriter, node: Node) -> bool:
+    """Whether a reshape only puts axes of size 1 in front."""
+    before, after = r.type_of(node.operands[0]).shape, node.types[0].shape
+    added = len(after) - len(before)
+    return added >= 0 and after == (1,) * added + before
 
 
 def simplify_reduction(r: Rewriter, node: Node) -> Replacement:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 from ir.builder import Builder, Tensor
-from ir.component import Case, ChannelMixer, option
+from ir.component import Aliases, Case, ChannelMixer, option
 from ir.op import Array
 from ir.types import Axis
 from searchspaces import reference
@@ -21,7 +22,11 @@ class Glu(ChannelMixer):
     """
 
     paper = "Shazeer 2020, GLU Variants Improve Transformer, arXiv 2002.05202"
-    aliases = {"swiglu": {"activation": "silu"}, "geglu": {"activation": "gelu"}, "reglu": {"activation": "relu"}}
+    aliases: ClassVar[Aliases] = {
+        "swiglu": {"activation": "silu"},
+        "geglu": {"activation": "gelu"},
+        "reglu": {"activation": "relu"},
+    }
     cases = (
         Case(),
         Case({"activation": "gelu", "expansion": 1.5, "multiple": 1}, batch=1, time=3, d_model=5),

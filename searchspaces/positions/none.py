@@ -11,7 +11,7 @@ class NoPosition(Position):
     Causal models learn positions without being told (Haviv et al. 2022).
     """
 
-    paper = "Haviv et al. 2022, Transformer Language Models without Positional Encodings Still Learn Positional Information, arXiv 2203.16634"
+    paper = "Haviv et al. 2022, Transformer Language Models without Positional Encodings..., arXiv 2203.16634"
 
     @classmethod
     def key(cls) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
 from ir.builder import Builder, Tensor
-from ir.component import Case, State, TokenMixer, option
+from ir.component import Aliases, Case, State, TokenMixer, option
 from ir.op import Array
 from ir.ops.recurrence import FORMS, Form
 from ir.types import Axis, TensorType
@@ -23,7 +24,7 @@ class GatedLinearAttention(TokenMixer):
     """
 
     paper = "Yang et al. 2024, Gated Linear Attention Transformers with Hardware-Efficient Training, arXiv 2312.06635"
-    aliases = {"gla": {}}
+    aliases: ClassVar[Aliases] = {"gla": {}}
     causality = "causal"
     forms = FORMS
     cases = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
 from ir.builder import Builder, Tensor
-from ir.component import Case, State, TokenMixer, option
+from ir.component import Aliases, Case, State, TokenMixer, option
 from ir.op import Array
 from ir.ops.recurrence import FORMS, Form
 from ir.types import Axis, TensorType
@@ -18,14 +19,15 @@ from searchspaces import reference
 class Mamba(TokenMixer):
     """Selective state space, S6 (Gu and Dao 2023), with its short convolution and gate.
 
-    (u, z) = x W_in of width E = expand * D each; u = silu(conv(u)), causal and depthwise; B_t, C_t = u_t W_B, u_t W_C of
-    size N; dt = softplus(u_t W_down W_up + b); A = -exp(a_log) `[N, E]`. In each channel e:
-    h_t[n] = exp(dt A[n]) h_{t-1}[n] + dt B_t[n] u_t, o_t = sum_n C_t[n] h_t[n] + skip u_t; y_t = (o_t * silu(z_t)) W_out.
-    Linear in T. State: N E and the convolution's last inputs, (conv_width - 1) E.
+    u = silu(conv(x W_input)) of width E = expand * D, the convolution causal and depthwise; z = x W_gate;
+    B_t = u_t W_b and C_t = u_t W_c of size N; dt = softplus(u_t W_down W_up + bias); A = -exp(a_log) `[N, E]`.
+    In each channel h_t[n] = exp(dt A[n]) h_{t-1}[n] + dt B_t[n] u_t and o_t = sum_n C_t[n] h_t[n] + skip u_t;
+    y_t = (o_t * silu(z_t)) W_out. About 3 expand D^2 parameters. Linear in T.
+    State: N E and the convolution's last inputs, (conv_width - 1) E.
     """
 
     paper = "Gu, Dao 2023, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, arXiv 2312.00752"
-    aliases = {"s6": {}}
+    aliases: ClassVar[Aliases] = {"s6": {}}
     causality = "causal"
     forms = FORMS
     cases = (

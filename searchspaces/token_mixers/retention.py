@@ -80,7 +80,8 @@ class Retention(TokenMixer):
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         q, k, v = (reference.split_heads(x @ params[name], self.num_heads) for name in ("q", "k", "v"))
         q, k = reference.rotate(q), reference.rotate(k)
-        distance_TS = np.subtract.outer(np.arange(x.shape[1]), np.arange(x.shape[1]))
+        time = np.arange(x.shape[1], dtype=np.float64)
+        distance_TS = np.expand_dims(time, 1) - time
         log_gamma_H = self._log_decay().astype(np.float64)
         decay_HTS = np.where(distance_TS >= 0, np.exp(log_gamma_H[:, None, None] * np.abs(distance_TS)), 0.0)
         weights_BHTS = np.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5 * decay_HTS

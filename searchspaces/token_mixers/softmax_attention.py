@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
 from ir.builder import Builder, Tensor
-from ir.component import Case, Position, State, TokenMixer, context_option, option
+from ir.component import Aliases, Case, Position, State, TokenMixer, context_option, option
 from ir.op import Array
 from ir.types import Axis, TensorType
 from searchspaces import reference, registry
@@ -16,7 +17,7 @@ _HIDDEN = -1e9  # added to scores of slots that hold no key yet
 
 
 class SoftmaxAttention(TokenMixer):
-    """Multi-head softmax attention (Vaswani et al. 2017), with keys and values shared by groups of heads (Ainslie 2023).
+    """Multi-head softmax attention (Vaswani et al. 2017), keys and values shared by groups of heads (Ainslie 2023).
 
     o_t = sum_s softmax_s(q_t . k_s / sqrt(K)) v_s in each of H heads of size K, head h reading keys and values of group
     h // (H / G); y = concat_h(o) W_out. `num_kv_heads` G is H for multi-head, 1 for multi-query attention. `window` w
@@ -30,7 +31,11 @@ class SoftmaxAttention(TokenMixer):
         "Henry et al. 2020, Query-Key Normalization for Transformers, arXiv 2010.04245; "
         "Qiu et al. 2025, Gated Attention for Large Language Models, arXiv 2505.06708"
     )
-    aliases = {"attention": {}, "multi_query_attention": {"num_kv_heads": 1}, "mqa": {"num_kv_heads": 1}}
+    aliases: ClassVar[Aliases] = {
+        "attention": {},
+        "multi_query_attention": {"num_kv_heads": 1},
+        "mqa": {"num_kv_heads": 1},
+    }
     growth = 2.0
     cases = (
         Case({"num_heads": 3, "causal": True}),
@@ -113,13 +118,12 @@ class SoftmaxAttention(TokenMixer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v = self._project(b, x, position)
         slopes = self._position().slopes(self.num_heads)
-        if self.window and state["k"].shape[1] == self.window - 1:
+        if self.window and state["k"].shape[1] == self.window - 1:  # else the stream ends before the window is full
             o, kept = self._slide(b, (q, k, v), state, position, slopes)
             return self._output(b, x, o), kept
         keys = b.dynamic_update(state["k"], k, position, axis=1)
         values = b.dynamic_update(state["v"], v, position, axis=1)
-        window = self.window or None
-        o = b.attention(q, keys, values, causal=True, window=window, alibi=slopes, offset=position)
+        o = b.attention(q, keys, values, causal=True, alibi=slopes, offset=position)
         return self._output(b, x, o), {"k": keys, "v": values}
 
     def _slide(

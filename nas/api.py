@@ -1,0 +1,229 @@
+"""The functions of the Python API that are nobody else's: `compile`, `load` and `verify`.
+
+Loading an artifact needs numpy and the TVM runtime only, so nothing heavier is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ir.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from codegen.artifact import Artifact
+    from codegen.runtime import LoadedModel, VerifyReport
+    from codegen.targets.base import Target
+    from ir.graph import Graph
+    from nas.study import Study
+    from nas.tasks.base import Task
+    from nas.trial import Trial
+    from searchspaces.architecture import Architecture
+
+    Weights: TypeAlias = Mapping[str, np.ndarray]
+
+DEFAULT_TUNING_TRIALS = 128
+"""Kernel candidates that level 3 measures where the caller gives no number: a minute or two for a small model."""
+
+
+def compile(
+    model: Trial | Architecture | Graph | Artifact,
+    *,
+    target: str | Target = "cpu",
+    study: Study | None = None,
+    task: str | Task | None = None,
+    weights: Weights | None = None,
+    threads: int | None = None,
+    opt_level: int | None = None,
+    tuning_trials: int | None = None,
+    tuning_dir: str | Path | None = None,
+    batch: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Artifact:
+    """Compile a model for a target and verify it against torch.
+
+    Args:
+        model: A trial of a study, with its trained weights; an architecture or a graph; or an artifact to compile again.
+        target: Target or its name.
+        study: The study of a trial.
+        task: Task of an architecture, which fixes inputs and outputs.
+        weights: Parameters by name; a trial's own, an artifact's own, or freshly initialised ones where None.
+        threads: Threads to compile for; all CPUs of the process where None.
+        opt_level: 1 takes what is known of each kernel, 3 tunes first; None is 3 where `tuning_trials` is given.
+        tuning_trials: Kernel candidates that level 3 measures.
+        tuning_dir: Folder of the tuning databases.
+        batch: Sequences in one call, 1 or what a study measured where None.
+        seq_len: Tokens in a sequence, the task's or what a study measured where None.
+        seed: Seed of freshly initialised weights.
+        progress: Called during tuning with candidates done, candidates in all, and what is tried.
+
+    Returns:
+        The artifact; `save` writes it to a file.
+
+    Raises:
+        InputError: Something is missing to compile this model.
+        TargetUnavailable: The target is not to be had here.
+        CompileError: It cannot be compiled.
+        VerificationError: The compiled model disagrees with torch.
+    """
+    if opt_level is None:
+        opt_level = 3 if tuning_trials else 1
+    if tuning_trials is None:
+        tuning_trials = DEFAULT_TUNING_TRIALS if opt_level == 3 else 0
+    shape = {name: size for name, size in (("batch", batch), ("seq_len", seq_len)) if size is not None}
+    graph, own_weights, metadata = _prepare(model, study, task, shape, weights is None)
+    resolved = resolve_target(target, threads)
+    from codegen.compile import compile_graph
+
+    return compile_graph(
+        graph,
+        _weights(graph, own_weights if weights is None else weights, seed),
+        resolved,
+        opt_level=opt_level,
+        tuning_trials=tuning_trials,
+        tuning_root=tuning_dir,
+        metadata=metadata,
+        progress=progress,
+    )
+
+
+def load(path: str | Path, *, threads: int | None = None, self_test: bool = True) -> LoadedModel:
+    """Load a compiled model; it takes and returns numpy arrays.
+
+    Args:
+        path: A `.nas` file.
+        threads: Threads to run on; as many as it was compiled for where None.
+        self_test: Run it once and compare with the outputs kept inside.
+
+    Raises:
+        ArtifactError: The file is damaged, of another format, or not for this machine.
+        InputError: `threads` does not fit this machine.
+    """
+    from codegen import runtime
+
+    return runtime.load(path, threads=threads, self_test=self_test)
+
+
+def verify(path: str | Path) -> VerifyReport:
+    """Check everything about a `.nas` file that can be checked on this machine.
+
+    Raises:
+        ArtifactError: The first thing that is wrong.
+    """
+    from codegen import runtime
+
+    return runtime.verify(path)
+
+
+def resolve_target(target: str | Target, threads: int | None = None) -> Target:
+    """Return a target from its name and a number of threads.
+
+    Raises:
+        InputError: No such target, or not so many CPUs.
+        TargetUnavailable: It is not to be had here.
+    """
+    if not isinstance(target, str):
+        return target
+    from codegen import targets
+
+    return targets.get(target, threads=threads)
+
+
+def build_graph(architecture: Architecture, task: str | Task | None, **shape: Any) -> Graph:
+    """Return the graph of an architecture for a task.
+
+    Args:
+        architecture: What to build.
+        task: Task or its name.
+        shape: Keywords of `Architecture.graph`, such as `batch` and `seq_len`.
+
+    Raises:
+        InputError: There is no task.
+    """
+    if task is None:
+        raise InputError(
+            "an architecture alone has no inputs and outputs", expected="task=...", found="none", hint="name a task"
+        )
+    if isinstance(task, str):
+        from nas import tasks
+
+        task = tasks.get(task)
+    return architecture.graph(task.signature, **shape)
+
+
+def measured_shape(study: Study) -> dict[str, Any]:
+    """Return the batch and length at which a study measures latency; empty where it measures none."""
+    for metric in study.goals.metrics:
+        if metric.source == "measured":
+            return {name: size for name, size in metric.settings.items() if name in ("batch", "seq_len")}
+    return {}
+
+
+def _prepare(
+    model: Any, study: Study | None, task: str | Task | None, shape: dict[str, Any], with_weights: bool
+) -> tuple[Graph, Weights | None, dict[str, Any]]:
+    """Return the graph of a model, the weights that belong to it, and what to record in the artifact."""
+    from codegen.artifact import Artifact
+    from ir.graph import Graph
+    from nas.trial import Trial
+
+    if isinstance(model, Trial):
+        if study is None:
+            raise InputError(
+                "a trial alone has neither weights nor a task",
+                where=f"trial {model.number}",
+                expected="study=...",
+                found="none",
+                hint="give the study that it came from: nas.compile(trial, study=study)",
+            )
+        return _prepare_trial(model, study, shape, with_weights)
+    if isinstance(model, Artifact):
+        from ir.serialize import graph_from_json
+
+        return graph_from_json(model.graph_json), model.parameters, dict(model.metadata)
+    if isinstance(model, Graph):
+        return model, None, {}
+    if hasattr(model, "graph") and hasattr(model, "to_dict"):
+        return build_graph(model, task, **shape), None, {"architecture": model.to_dict()}
+    raise InputError(
+        "this cannot be compiled",
+        where="model",
+        expected="a trial, an architecture, a graph or an artifact",
+        found=type(model).__name__,
+        hint="load a run with nas.load_study, or a space with nas.load_space",
+    )
+
+
+def _prepare_trial(
+    trial: Trial, study: Study, shape: dict[str, Any], with_weights: bool
+) -> tuple[Graph, Weights | None, dict[str, Any]]:
+    from nas.ship import load_weights
+
+    context = study.evaluator.context(trial.architecture, trial.number)
+    graph = context.graph("artifact", **(measured_shape(study) | shape))
+    described = {"trial": trial.number, "hash": trial.hash, "values": trial.values, "units": trial.units}
+    described |= {"sources": trial.sources, "architecture": dict(trial.encoded)}
+    return graph, load_weights(study, trial, graph) if with_weights else None, described
+
+
+def _weights(graph: Graph, given: Weights | None, seed: int) -> Weights:
+    """Return the weights given, checked to fit the graph, or fresh ones."""
+    if given is None:
+        from ir.initializers import initialize
+
+        return initialize(graph, seed)
+    for name, node in graph.parameters.items():
+        found = given.get(name)
+        if found is None or found.shape != node.types[0].shape:
+            raise InputError(
+                "the weights do not fit the model",
+                where=name,
+                expected=str(list(node.types[0].shape)),
+                found="no such weight" if found is None else str(list(found.shape)),
+            )
+    return given

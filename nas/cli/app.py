@@ -1,0 +1,101 @@
+"""The program `nas`: its verbs, what it does with errors, and its exit codes.
+
+Exit codes: 0 done, 1 anything that is not below, 2 bad input, 3 target or device not available, 130 interrupted.
+A verb's heavy imports are inside it, so that `nas --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from ir.errors import NasError
+from nas.cli import bench, compile, doctor, list, report, search, show, verify
+from nas.cli.output import is_debugging, program, tell
+
+FAILED, INTERRUPTED = 1, 130
+
+
+class _Verbs(TyperGroup):
+    """Turn what a verb raises into one message and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            result = super().invoke(ctx)  # pyright: ignore[reportArgumentType]  # typer vendors its base class
+            sys.stdout.flush()
+        except NasError as error:
+            _explain(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            tell("interrupted; what was finished is saved, and the same command goes on from there")
+            raise typer.Exit(INTERRUPTED) from error
+        except BrokenPipeError as error:  # such as `nas list components | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(FAILED) from error
+        return result
+
+
+app = typer.Typer(
+    name="nas",
+    cls=_Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("search")(search.search)
+app.command("show")(show.show)
+app.command("list")(list.list_entries)
+app.command("compile")(compile.compile_model)
+app.command("bench")(bench.bench)
+app.command("verify")(verify.verify)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from nas import __version__
+
+        typer.echo(f"nas {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Start with: nas search tiny_lm --trials 16   ·   nas doctor tells whether all is well here.")
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Search transformer-like models for the Pareto front of quality against measured latency of the compiled model."""
+
+
+def main() -> NoReturn:
+    """Run the program and end the process."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(prog_name=program())
+    except Exception as error:
+        if is_debugging():
+            raise
+        tell(f"error: {type(error).__name__}: {error}", "  this is a fault of the program; NAS_DEBUG=1 shows where")
+    sys.exit(FAILED)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """End on SIGTERM as on Ctrl-C, so that workers are stopped and locks are released."""
+    raise KeyboardInterrupt
+
+
+def _explain(error: NasError) -> None:
+    if is_debugging():
+        raise error
+    tell(f"error: {error}")

@@ -1,0 +1,161 @@
+"""`nas bench`: a compiled model timed beside torch and other runtimes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ir.errors import InputError
+from nas.cli.options import Json, Model, Pick, TrialNumber, parse_list, parse_threads
+from nas.cli.output import Output, make_table, output, tell
+
+if TYPE_CHECKING:
+    from nas.study import Study
+
+
+def bench(
+    model: Model,
+    against: Annotated[
+        str, typer.Option(help="eager, compile (both torch), onnxruntime, openvino; with commas between them.")
+    ] = "eager,compile",
+    threads: Annotated[str | None, typer.Option(help="Such as 1,2; all CPUs when omitted.")] = None,
+    trial: TrialNumber = None,
+    pick: Pick = "centroid",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for the rounds of one comparison.")] = 120.0,
+    json: Json = False,
+) -> None:
+    """Time a compiled model beside other runtimes: same graph, weights, inputs and threads, in turns in one process.
+
+    A run is timed artifact by artifact, and the results are kept for its report. There are no figures where outputs
+    disagree.
+    """
+    from nas.cli.models import is_artifact, is_run
+
+    with output(json) as out:
+        peers = parse_list(against, "--against")
+        counts = parse_threads(threads)
+        if is_run(model):
+            from nas.search import load_study
+
+            results = bench_run(load_study(model), peers, counts, trial=trial, seconds=seconds, tell=tell)
+        elif is_artifact(model):
+            if trial is not None:
+                raise InputError("only a run has trials", where="--trial", expected="a run folder", found=model)
+            results = _bench_file(Path(model), peers, counts, seconds, tell)
+        else:
+            results = _bench_unsaved(model, peers, counts, pick, seconds)
+        _show(results, out)
+
+
+def bench_run(
+    study: Study,
+    peers: Sequence[str],
+    threads: Sequence[int | None],
+    *,
+    trial: int | None = None,
+    seconds: float = 120.0,
+    tell: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Time the artifacts of a run and keep the results in its folder.
+
+    Args:
+        study: A study with a run folder.
+        peers: Whom to time them beside.
+        threads: Numbers of threads; None is all CPUs.
+        trial: The one trial to time; the whole front where None.
+        seconds: Longest time for the rounds of one comparison.
+        tell: Hears what is timed.
+
+    Raises:
+        InputError: There is no artifact.
+        StorageError: The results cannot be written.
+    """
+    from nas.bench_results import keep_result
+    from nas.summary import artifact_path
+
+    chosen = study.pareto_front() if trial is None else [item for item in study.trials if item.number == trial]
+    paths = {item.number: path for item in chosen if (path := artifact_path(study, item)) is not None}
+    if not paths:
+        raise InputError(
+            "there is no artifact to time",
+            where=f"{study.folder}" if trial is None else f"trial {trial} of {study.folder}",
+            hint="give the search command again to ship its front, or compile the trial with `nas compile`",
+        )
+    results: list[dict[str, Any]] = []
+    for number, path in paths.items():
+        for result in _bench_file(path, peers, threads, seconds, tell):
+            results.append({"trial": number} | result)
+            keep_result(Path(str(study.folder)), results[-1])
+    return results
+
+
+def _bench_file(
+    path: Path, peers: Sequence[str], threads: Sequence[int | None], seconds: float, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    from codegen import peers as runners
+
+    results: list[dict[str, Any]] = []
+    for count in threads:
+        tell(f"timing {path} beside {', '.join(peers)}, {'all CPUs' if count is None else f'{count} thread(s)'}")
+        results.append(runners.bench(path, peers, count, max_seconds=seconds))
+    return results
+
+
+def _bench_unsaved(
+    text: str, peers: Sequence[str], threads: Sequence[int | None], pick: str, seconds: float
+) -> list[dict[str, Any]]:
+    """Compile a graph or an architecture for the time of the comparison."""
+    from nas.api import compile as compile_model
+    from nas.cli.models import find_model
+
+    found = find_model(text, pick=pick)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="nas-bench-") as folder:
+        for count in threads:
+            tell(f"compiling {found.title}")
+            path = compile_model(found.model, task=found.task, threads=count).save(Path(folder) / f"{found.name}.nas")
+            results += [
+                result | {"artifact": None, "model": found.title}
+                for result in _bench_file(path, peers, [count], seconds, tell)
+            ]
+    return results
+
+
+def _show(results: list[dict[str, Any]], out: Output) -> None:
+    for result in results:
+        out.table(_table(result))
+    missing = sorted(
+        {
+            f"{name}: {entry.get('reason', '')}"
+            for result in results
+            for name, entry in result["results"].items()
+            if entry["status"] == "not installed"
+        }
+    )
+    if missing:
+        tell(*missing, "the other runtimes come with: pip install 'nas[bench]'")
+    if out.json:
+        out.data({"results": results})
+
+
+def _table(result: dict[str, Any]) -> Any:
+    which = f"trial {result['trial']}, " if "trial" in result else ""
+    name = result["artifact"] or result.get("model", "")
+    count = result["threads"]
+    title = f"{which}{name}, {count} thread{'s' if count != 1 else ''}"
+    right = ("median ms", "times nas")
+    table = make_table("runtime", "median ms", "95 % interval", "times nas", "difference", title=title, right=right)
+    for runtime, entry in result["results"].items():
+        if entry["status"] != "ok":
+            table.add_row(runtime, "-", "-", "-", f"{entry['status']}: {entry.get('reason', '')}")
+            continue
+        low, high = entry["interval_ms"]
+        times = f"{entry['ratio']:.2f}" if runtime != "nas" else "1"
+        table.add_row(
+            runtime, f"{entry['median_ms']:.3f}", f"[{low:.3f}, {high:.3f}]", times, f"{entry['max_error']:.1e}"
+        )
+    return table

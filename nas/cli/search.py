@@ -1,0 +1,250 @@
+"""`nas search`: search a space, train, compile, measure, and ship the front."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ir.errors import InputError, did_you_mean
+from nas.cli.options import Json, TargetName, Threads
+from nas.cli.output import Output, console, make_table, output, program
+
+if TYPE_CHECKING:
+    from nas.budget import Budget
+    from nas.executors.base import Executor
+    from nas.objectives.base import Objective
+    from nas.study import Study
+    from nas.trial import Trial
+
+DEFAULT_TRIALS = 32
+_CONSTRAINT = re.compile(r"\s*([A-Za-z_]+)\s*(<=|>=)\s*(\S+)\s*")
+
+
+def search(
+    space: Annotated[
+        str, typer.Argument(help="Search space: a YAML file, or the name of a shipped one; `nas list zoo`.")
+    ],
+    target: TargetName = "cpu",
+    trials: Annotated[
+        int | None, typer.Option(min=1, help=f"Trials of the whole study; {DEFAULT_TRIALS} unless --hours is given.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(help="Start no trial after this time.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides every random choice.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; one that holds this study is resumed. By default runs/NAME.")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="What proposes; `nas list strategies`.")] = "nsga2",
+    population: Annotated[int | None, typer.Option(min=2, help="Population of an evolutionary strategy.")] = None,
+    executor: Annotated[str, typer.Option(help="Where trials run: serial, or ray.")] = "serial",
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at once, with --executor ray.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join, with --executor ray.")] = None,
+    threads: Threads = None,
+    data: Annotated[Path | None, typer.Option(help="File for the task, instead of its own data.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Train for this many updates.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Train on this many tokens.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Train for this long; does not repeat exactly.")] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="quality, latency, params, flops or state_bytes; repeat it. By default the first two."),
+    ] = None,
+    constraint: Annotated[
+        list[str] | None, typer.Option(help="Such as 'params<=20e6' or 'latency<=5'; repeat it.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in one call when latency is measured.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json: Json = False,
+) -> None:
+    """Search a space for its Pareto front, and compile a verified artifact for each point of it.
+
+    Give the same command again to resume after an interruption; a larger --trials goes on with a finished study.
+    """
+    from nas.search import open_study
+    from nas.strategies import base as strategies
+
+    training = {"steps": steps, "tokens": tokens, "seconds": seconds}
+    names = objective or ["quality", "latency"]
+    with output(json) as out_stream:
+        budget = _budget(trials, hours)
+        chosen = _executor(executor, workers, address, threads)
+        loaded = _load_space(space, data)
+        folder = out if out is not None else Path("runs") / loaded.name
+        study = open_study(
+            loaded,
+            target=target,
+            objectives=[make_objective(name, training, batch) for name in dict.fromkeys(names)],
+            constraints=[parse_constraint(text) for text in constraint or ()],
+            strategy=strategies.get(strategy, **({} if population is None else {"population": population})),
+            storage=folder,
+            seed=seed,
+            threads=threads,
+        )
+        with study:
+            _run(study, budget, chosen, quiet)
+        _show_result(study, out_stream)
+
+
+def make_objective(name: str, training: dict[str, Any], batch: int = 1) -> Objective:
+    """Return the objective of a name, with the options of the command line that concern it.
+
+    Args:
+        name: Registry key.
+        training: Budget of training by unit; None leaves one out.
+        batch: Sequences in one call when latency is measured.
+
+    Raises:
+        InputError: No such objective.
+    """
+    from nas.objectives.base import REGISTRY
+
+    options: dict[str, dict[str, Any]] = {"quality": training, "latency": {"batch": batch}}
+    return REGISTRY.make(name, options.get(name))
+
+
+def parse_constraint(text: str) -> Objective:
+    """Read a constraint such as `params<=20e6`.
+
+    Raises:
+        InputError: It is malformed, or names nothing that can be bounded that way.
+    """
+    from nas.objectives.base import REGISTRY
+
+    match = _CONSTRAINT.fullmatch(text)
+    if match is None:
+        raise _bad_constraint(text, "NAME<=NUMBER or NAME>=NUMBER, in quotes")
+    name, sign, number = match.groups()
+    name = "latency" if name == "latency_ms" else name
+    known = tuple(key for key in REGISTRY.names() if key not in ("custom", "recorded"))
+    if name not in known:
+        raise _bad_constraint(text, f"one of {', '.join(known)}", did_you_mean(name, known))
+    try:
+        bound = float(number)
+    except ValueError as error:
+        raise _bad_constraint(text, "a number such as 20e6 after the sign") from error
+    if name == "latency" and sign == ">=":
+        raise _bad_constraint(text, "an upper bound: 'latency<=5', milliseconds")
+    key = {"<=": "max", ">=": "min"}[sign] + ("_ms" if name == "latency" else "")
+    return REGISTRY.make(name, {key: bound})
+
+
+def _bad_constraint(text: str, expected: str, hint: str | None = None) -> InputError:
+    return InputError("bad constraint", where="--constraint", expected=expected, found=repr(text), hint=hint)
+
+
+def _budget(trials: int | None, hours: float | None) -> Budget:
+    from nas.budget import Budget
+
+    return Budget(trials=DEFAULT_TRIALS if trials is None and hours is None else trials, hours=hours)
+
+
+def _executor(name: str, workers: int | None, address: str | None, threads: int | None) -> Executor:
+    from nas.executors import base as executors
+
+    if name != "ray":
+        given = [option for option, value in (("--workers", workers), ("--address", address)) if value is not None]
+        if given and name == "serial":
+            raise InputError(
+                f"{' and '.join(given)} need another executor",
+                where="--executor",
+                expected="ray",
+                found=name,
+                hint="add --executor ray",
+            )
+        return executors.get(name)
+    options: dict[str, Any] = {"workers": workers, "address": address, "cpus_per_trial": threads}
+    return executors.get("ray", **{option: value for option, value in options.items() if value is not None})
+
+
+def _load_space(path_or_name: str, data: Path | None) -> Any:
+    """Load a space, with the user's data in place of its own."""
+    from dataclasses import replace
+
+    from searchspaces.space import load_space
+
+    loaded = load_space(path_or_name)
+    return loaded if data is None else replace(loaded, data=str(data.expanduser().absolute()))
+
+
+def _run(study: Study, budget: Budget, executor: Executor, quiet: bool) -> None:
+    """Run the study and ship its front, with progress on stderr."""
+    from nas.callbacks import Callback
+    from nas.progress import SearchProgress, ShippingProgress
+    from nas.ship import ship
+
+    screen = console(stderr=True)
+    study.run(budget, executor=executor, callbacks=[] if quiet else [SearchProgress(screen, budget)])
+    if not _can_ship(study):
+        return
+    if quiet:
+        ship(study, callback=Callback())
+        return
+    shipping = ShippingProgress(screen)
+    try:
+        ship(study, callback=shipping)
+    finally:
+        shipping.close()
+
+
+def _can_ship(study: Study) -> bool:
+    """Tell whether the front consists of models: it does unless nothing was trained or measured."""
+    return any(metric.source in ("trained", "measured") for metric in study.goals.metrics)
+
+
+def _show_result(study: Study, out: Output) -> None:
+    """Print the front as a table, where the artifacts are, and what to type next; and as JSON."""
+    from nas.summary import artifact_path, format_value, result_json, yardstick
+
+    front = study.pareto_front()
+    if not front:
+        out.text(*_explain_empty(study))
+    else:
+        out.table(front_table(study, front))
+    found = yardstick(study) if front and any(m.source == "trained" for m in study.goals.metrics) else None
+    if found is not None:
+        scores = [("chance", found.chance), *found.baselines.items()]
+        listed = ", ".join(f"{name} {format_value(score, '')}" for name, score in scores)
+        better = "lower" if found.direction == "min" else "higher"
+        out.text(f"  {found.metric} in {found.unit}, {better} is better; for comparison: {listed}", "")
+    paths = [path for path in (artifact_path(study, trial) for trial in front) if path is not None]
+    if paths:
+        out.text("Artifacts:", *(f"  {path}" for path in paths), "")
+    if front:
+        out.text("Next:", *(f"  {command}" for command in _next_commands(study, bool(paths))))
+    if out.json:
+        out.data(result_json(study))
+
+
+def front_table(study: Study, front: tuple[Trial, ...]) -> Any:
+    """Return the table of a front."""
+    from nas.summary import artifact_manifest, format_count, format_quantity, mixers, parameter_count
+
+    names = [metric.name for metric in study.goals.metrics if metric.name != "params"]
+    columns = ("trial", "token mixers", "params", *names, "compiled vs torch")
+    table = make_table(*columns, title=f"Pareto front: {len(front)} of {len(study.trials)} trials", right=("params",))
+    for trial in front:
+        count = parameter_count(study, trial)
+        manifest = artifact_manifest(study, trial)
+        error = manifest["verification_error"] if manifest is not None else None
+        table.add_row(
+            str(trial.number),
+            mixers(trial.encoded),
+            "-" if count is None else format_count(count),
+            *(format_quantity(trial.quantities[name]) if name in trial.quantities else "-" for name in names),
+            "-" if error is None else f"error {error:.1e}",
+        )
+    return table
+
+
+def _next_commands(study: Study, with_artifacts: bool) -> list[str]:
+    commands = [f"{program()} bench {study.folder} --against eager,compile"] if with_artifacts else []
+    return [*commands, f"{program()} report {study.folder}"]
+
+
+def _explain_empty(study: Study) -> list[str]:
+    counted = study.count()
+    ends = ", ".join(f"{count} {state}" for state, count in counted.items() if count)
+    lines = [f"The front is empty: {ends or 'no trial was run'}."]
+    reasons = dict.fromkeys(trial.reason.splitlines()[0] for trial in study.trials if trial.reason)
+    return lines + [f"  {reason}" for reason in list(reasons)[:5]]
