@@ -327,7 +327,7 @@ def _gated_product(state: _Selection, node: Node, activated: Node, value: _Linea
     state.add(kernel, [*operands, *([] if residual is None else [residual])], [last], nodes)
 
 
-# -- operations with a generator ---------------------------------------------------------------------------------------
+# -- operations with a generator -------------------------------------------------------------------------------------
 
 
 def _attention(state: _Selection, node: Node) -> None:
@@ -494,7 +494,7 @@ GENERATORS: Final[dict[type[Op], Callable[[_Selection, Node], None]]] = {
 """Operations with a kernel generator of their own."""
 
 
-# -- chains --------------------------------------------------------------------------------------------------------------
+# -- chains ----------------------------------------------------------------------------------------------------------
 
 
 def _fuse_chains(state: _Selection, live: list[Node]) -> None:

@@ -53,7 +53,8 @@ def _attention(op: at.Attention, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor)
     elif _masks(op):
         mask, rest = rest[-1], rest[:-1]
     if op.has_bias:
-        mask = rest[-1] if mask is None else rest[-1] + mask
+        bias = torch.atleast_2d(rest[-1])  # torch refuses masks of fewer axes
+        mask = bias if mask is None else bias + mask
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=op.scale)
     if mask is not None:
         out = out * (mask > -torch.inf).any(-1, keepdim=True)
@@ -149,7 +150,7 @@ def _dynamic_update(op: ix.DynamicUpdate, base: Tensor, update: Tensor, position
 
 
 def _slice(op: sh.Slice, x: Tensor) -> Tensor:
-    return x[(slice(None),) * op.axis + (slice(op.start, op.stop, op.stride),)]
+    return x[(slice(None),) * (op.axis % x.ndim) + (slice(op.start, op.stop, op.stride),)]
 
 
 def _pad(op: sh.Pad, x: Tensor) -> Tensor:

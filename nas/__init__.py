@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ir.errors import TrialFailure as TrialFailure
     from ir.errors import VerificationError as VerificationError
     from nas.api import compile as compile
+    from nas.api import get_task as get_task
     from nas.api import load as load
     from nas.api import verify as verify
     from nas.budget import Budget as Budget
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from nas.strategies.random import Random as Random
     from nas.strategies.regularized_evolution import RegularizedEvolution as RegularizedEvolution
     from nas.study import Study as Study
-    from nas.tasks import get as get_task
     from nas.tasks.base import Task as Task
     from nas.trial import Trial as Trial
     from searchspaces.architecture import Architecture as Architecture
@@ -103,7 +103,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "Task": "nas.tasks.base",
     "Trial": "nas.trial",
     "compile": "nas.api",
-    "get_task": "nas.tasks:get",
+    "get_task": "nas.api",
     "load": "nas.api",
     "load_space": "searchspaces.space",
     "load_study": "nas.search",
@@ -113,7 +113,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "verify": "nas.api",
     "write_report": "nas.report.write",
 }
-"""Where each public name lives: its module, and its name there where that differs."""
+"""Module of each public name."""
 
 __all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -123,8 +123,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()
     elif name in _EXPORTS:
-        module, _, attribute = _EXPORTS[name].partition(":")
-        value = getattr(import_module(module), attribute or name)
+        value = getattr(import_module(_EXPORTS[name]), name)
     else:
         raise AttributeError(f"module 'nas' has no attribute {name!r}")
     globals()[name] = value

@@ -1,4 +1,4 @@
-"""The functions of the Python API that are nobody else's: `compile`, `load` and `verify`.
+"""The functions of the Python API that are nobody else's: `compile`, `load`, `verify` and `get_task`.
 
 Loading an artifact needs numpy and the TVM runtime only, so nothing heavier is imported before it is needed.
 """
@@ -48,7 +48,7 @@ def compile(
     """Compile a model for a target and verify it against torch.
 
     Args:
-        model: A trial of a study, with its trained weights; an architecture or a graph; or an artifact to compile again.
+        model: A trial, with its trained weights; an architecture or a graph; or an artifact to compile again.
         target: Target or its name.
         study: The study of a trial.
         task: Task of an architecture, which fixes inputs and outputs.
@@ -118,6 +118,23 @@ def verify(path: str | Path) -> VerifyReport:
     from codegen import runtime
 
     return runtime.verify(path)
+
+
+def get_task(name: str, data: str | Path | None = None, **options: object) -> Task:
+    """Make a task.
+
+    Args:
+        name: Key of the task, such as `char_lm`.
+        data: File to use instead of the task's own data.
+        options: Options of the task by name, such as `seq_len`.
+
+    Raises:
+        InputError: No such task or option.
+        DataError: The data cannot be read.
+    """
+    from nas import tasks
+
+    return tasks.get(name, data, **options)
 
 
 def resolve_target(target: str | Target, threads: int | None = None) -> Target:

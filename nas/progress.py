@@ -46,10 +46,12 @@ class SearchProgress(Callback):
         self._bars = _Bars(console) if console.is_terminal else None
         self._said: tuple[int, str] = (-1, "")
         self._said_at = clock()
+        self._objectives: frozenset[str] = frozenset()
 
     def on_start(self, study: Study) -> None:
         """Say what is resumed, and start drawing."""
         self._begun = self._clock()
+        self._objectives = frozenset(metric.name for metric in study.goals.metrics)
         counted = study.count()
         ended = sum(count for state, count in counted.items() if state != "running")
         if ended or study.interrupted:
@@ -70,6 +72,8 @@ class SearchProgress(Callback):
         self._running[number] = stage
         if self._bars is not None:
             self._bars.show(f"trial {number}", stage)
+            return
+        if stage in self._objectives:  # what follows says more
             return
         head = stage.split(" ")[0]
         now = self._clock()
@@ -126,7 +130,7 @@ class SearchProgress(Callback):
             left.append(elapsed / self._ended_here * max(0, self._budget.trials - ended))
         if self._budget.hours is not None:
             left.append(max(0.0, 3600 * self._budget.hours - elapsed))
-        return f"; about {format_duration(min(left))} left" if left else ""
+        return f"; about {format_duration(min(left))} left" if left and min(left) > 0 else ""
 
     def _say(self, line: str, *, style: str | None = None, quiet_on_terminal: bool = False) -> None:
         if self._bars is None:
@@ -169,6 +173,10 @@ class _Bars(Progress):
     """One bar for the study, one for what runs now, and a line below."""
 
     def __init__(self, console: Console) -> None:
+        self.footer = ""
+        self._shown = ""
+        self._study: TaskID | None = None
+        self._stage: TaskID | None = None
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
@@ -177,10 +185,6 @@ class _Bars(Progress):
             console=console,
             transient=True,
         )
-        self.footer = ""
-        self._shown = ""
-        self._study: TaskID | None = None
-        self._stage: TaskID | None = None
 
     def begin(self, total: int | None, done: int) -> None:
         """Start drawing."""

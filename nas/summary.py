@@ -111,6 +111,12 @@ def parameter_count(study: Study, trial: Trial) -> int | None:
         return None
 
 
+def value_names(study: Study) -> list[str]:
+    """Return the columns of a table of values: objectives, then what is only bounded; parameters have their own."""
+    names = [item.name for item in (*study.goals.objectives, *study.goals.metrics)]
+    return [name for name in dict.fromkeys(names) if name != "params"]
+
+
 def mixers(encoded: Mapping[str, Any]) -> str:
     """Name the token mixers of an encoded architecture from the input on, runs of equal ones counted."""
     names = [next(iter(layer["token_mixer"])) for layer in encoded.get("layers", ())]

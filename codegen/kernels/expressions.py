@@ -1,8 +1,8 @@
 """Values of a small graph as index expressions: what each element is, given its position.
 
 A `Source` answers "what is the element at this position" with a TIR expression. Sources compose through operations
-without storing anything, which is how chains of elementwise and shape operations become one loop. The position along the
-innermost axis may be a vector of positions; then the element is a vector too.
+without storing anything, which is how chains of elementwise and shape operations become one loop. The position along
+the innermost axis may be a vector of positions; then the element is a vector too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Chains of elementwise and shape operations as one pass over memory, optionally ending in a reduction.
 
-The specification is the chain itself, a small `ir` graph, so every chain has a kernel and its meaning is the interpreter's.
+The specification is the chain itself, a small `ir` graph: every chain has a kernel, and means what the interpreter says.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ SERIAL_BELOW: Final = 16 * 1024
 
 @dataclass(frozen=True)
 class ScanKernel(Kernel):
-    """`s_t = s_{t-1} + b_t`, or `s_t = a_t * s_{t-1} + b_t` if `decay`, along the middle axis of `[outer, steps, inner]`.
+    """`s_t = s_{t-1} + b_t`, or `a_t * s_{t-1} + b_t` if `decay`, along the middle axis of `[outer, steps, inner]`.
 
     Operands: a if `decay`, b; every s_t.
 

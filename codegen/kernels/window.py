@@ -128,10 +128,10 @@ class _Writer:
             self._vector(row, batch, place, group, base + full * self.vec.lanes, columns[-1])
 
     def _vector(self, row: Expr, batch: Index, place: list[Index], group: int, column: Index, live: int | None) -> None:
-        pooling = isinstance(self.op, Pool)
-        largest = pooling and self.op.kind == "max"
+        pool = self.op if isinstance(self.op, Pool) else None
+        largest = pool is not None and pool.kind == "max"
         total = self.vec.register(float(np.finfo(np.float32).min) if largest else 0.0)
-        counted = self.vec.register(0.0) if pooling and not largest and not self.op.count_padding else None
+        counted = self.vec.register(0.0) if pool and not largest and not pool.count_padding else None
 
         def tap(position: Index, number: int) -> None:
             if self._is_depthwise():
@@ -145,7 +145,7 @@ class _Writer:
         value = total.get()
         if counted is not None:
             value = value / counted.get()
-        elif pooling and not largest:
+        elif pool and not largest:
             value = value * self.vec.splat(1.0 / math.prod(self.kernel.window))
         self.vec.store(self.y, value, row * self.outputs + column, live=live)
 

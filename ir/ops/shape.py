@@ -107,7 +107,10 @@ class Pad(Op):
         return x.with_shape(tuple(a + size + b for a, size, b in zip(self.low, x.shape, self.high, strict=True)))
 
     def evaluate(self, x: Array) -> Array:
-        return np.pad(x, list(zip(self.low, self.high, strict=True)), constant_values=self.value)
+        sizes = [a + size + b for a, size, b in zip(self.low, x.shape, self.high, strict=True)]
+        padded = np.full(sizes, self.value, x.dtype)
+        padded[tuple(slice(low, low + size) for low, size in zip(self.low, x.shape, strict=True))] = x
+        return padded
 
 
 @op

@@ -117,7 +117,7 @@ def merge_pads(r: Rewriter, node: Node) -> Replacement:
 
 
 def merge_broadcasts(r: Rewriter, node: Node) -> Replacement:
-    """`broadcast (broadcast x)`, or of x with leading axes of 1 -> `broadcast x`; where nothing repeats -> `reshape`."""
+    """`broadcast (broadcast x)`, or of x with leading axes of 1 -> `broadcast x`; no repeats -> `reshape`."""
     inner, operand = r.producer(node.operands[0]), r.type_of(node.operands[0])
     if isinstance(inner.op, Broadcast) or (isinstance(inner.op, Reshape) and _only_leads(r, inner)):
         return r.emit(node.op, inner.operands[0])

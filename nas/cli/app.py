@@ -25,9 +25,9 @@ FAILED, INTERRUPTED = 1, 130
 class _Verbs(TyperGroup):
     """Turn what a verb raises into one message and an exit code."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)  # pyright: ignore[reportArgumentType]  # typer vendors its base class
+            result = super().invoke(ctx)
             sys.stdout.flush()
         except NasError as error:
             _explain(error)

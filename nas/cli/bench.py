@@ -33,15 +33,14 @@ def bench(
     A run is timed artifact by artifact, and the results are kept for its report. There are no figures where outputs
     disagree.
     """
-    from nas.cli.models import is_artifact, is_run
+    from codegen.peers import PEERS
+    from nas.cli.models import is_artifact, is_run, open_run
 
     with output(json) as out:
-        peers = parse_list(against, "--against")
+        peers = parse_list(against, "--against", tuple(PEERS))
         counts = parse_threads(threads)
         if is_run(model):
-            from nas.search import load_study
-
-            results = bench_run(load_study(model), peers, counts, trial=trial, seconds=seconds, tell=tell)
+            results = bench_run(open_run(model), peers, counts, trial=trial, seconds=seconds, tell=tell)
         elif is_artifact(model):
             if trial is not None:
                 raise InputError("only a run has trials", where="--trial", expected="a run folder", found=model)
@@ -156,6 +155,6 @@ def _table(result: dict[str, Any]) -> Any:
         low, high = entry["interval_ms"]
         times = f"{entry['ratio']:.2f}" if runtime != "nas" else "1"
         table.add_row(
-            runtime, f"{entry['median_ms']:.3f}", f"[{low:.3f}, {high:.3f}]", times, f"{entry['max_error']:.1e}"
+            runtime, f"{entry['median_ms']:.4g}", f"[{low:.4g}, {high:.4g}]", times, f"{entry['max_error']:.1e}"
         )
     return table

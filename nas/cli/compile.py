@@ -110,7 +110,7 @@ def _describe(facts: dict[str, Any]) -> list[str]:
         low, high = latency["interval_ms"]
         noisy = "; the machine was not quiet" if latency["noisy"] else ""
         lines.append(
-            f"  {latency['median_ms']:.3f} ms a call, median in [{low:.3f}, {high:.3f}], "
+            f"  {latency['median_ms']:.4g} ms a call, median in [{low:.4g}, {high:.4g}], "
             f"{latency['threads']} thread(s){noisy}"
         )
     return [*lines, "Next:", f"  {program()} bench {facts['artifact']} --against eager,compile"]

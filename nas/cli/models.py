@@ -56,6 +56,26 @@ def is_graph(text: str) -> bool:
     return Path(text).suffix in GRAPH_SUFFIXES
 
 
+def open_run(folder: str) -> Study:
+    """Open a run folder for reading.
+
+    Raises:
+        InputError: It holds no study.
+        StorageError: Its journal cannot be read.
+    """
+    from nas.search import load_study
+    from nas.storages.journal import JOURNAL_NAME
+
+    if not (Path(folder) / JOURNAL_NAME).exists():
+        raise InputError(
+            "this folder holds no run",
+            where=folder,
+            expected=f"a file {JOURNAL_NAME} in it",
+            hint="give the folder that `nas search --out` wrote",
+        )
+    return load_study(folder)
+
+
 def find_model(text: str, *, trial: int | None = None, pick: str = "centroid") -> Model:
     """Return what an argument names, ready to be compiled.
 
@@ -153,9 +173,8 @@ def read_graph(path: Path) -> Graph:
 
 def _trial_of(folder: str, number: int | None) -> Model:
     from nas.objectives.quality import WEIGHTS_FILE
-    from nas.search import load_study
 
-    study = load_study(folder)
+    study = open_run(folder)
     trial = find_trial(study, number)
     return Model(
         trial,

@@ -22,11 +22,11 @@ def report(
     json: Json = False,
 ) -> None:
     """Write a run as one self-contained HTML page, with its figures as PNG files beside it."""
+    from nas.cli.models import open_run
     from nas.report.write import write_report
-    from nas.search import load_study
 
     with output(json) as stream:
-        study = load_study(run)
+        study = open_run(str(run))
         if bench:
             from nas.cli.bench import bench_run
 

@@ -99,8 +99,19 @@ def make_objective(name: str, training: dict[str, Any], batch: int = 1) -> Objec
     """
     from nas.objectives.base import REGISTRY
 
+    known = objective_names()
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise InputError("unknown objective", where="--objective", expected=", ".join(known), found=name, hint=hint)
     options: dict[str, dict[str, Any]] = {"quality": training, "latency": {"batch": batch}}
     return REGISTRY.make(name, options.get(name))
+
+
+def objective_names() -> tuple[str, ...]:
+    """Return the objectives that a name alone stands for."""
+    from nas.objectives.base import REGISTRY
+
+    return tuple(name for name in REGISTRY.names() if name not in ("custom", "recorded"))
 
 
 def parse_constraint(text: str) -> Objective:
@@ -116,7 +127,7 @@ def parse_constraint(text: str) -> Objective:
         raise _bad_constraint(text, "NAME<=NUMBER or NAME>=NUMBER, in quotes")
     name, sign, number = match.groups()
     name = "latency" if name == "latency_ms" else name
-    known = tuple(key for key in REGISTRY.names() if key not in ("custom", "recorded"))
+    known = objective_names()
     if name not in known:
         raise _bad_constraint(text, f"one of {', '.join(known)}", did_you_mean(name, known))
     try:
@@ -218,9 +229,9 @@ def _show_result(study: Study, out: Output) -> None:
 
 def front_table(study: Study, front: tuple[Trial, ...]) -> Any:
     """Return the table of a front."""
-    from nas.summary import artifact_manifest, format_count, format_quantity, mixers, parameter_count
+    from nas.summary import artifact_manifest, format_count, format_quantity, mixers, parameter_count, value_names
 
-    names = [metric.name for metric in study.goals.metrics if metric.name != "params"]
+    names = value_names(study)
     columns = ("trial", "token mixers", "params", *names, "compiled vs torch")
     table = make_table(*columns, title=f"Pareto front: {len(front)} of {len(study.trials)} trials", right=("params",))
     for trial in front:

@@ -133,12 +133,11 @@ def _space_json(space: Space, profiles: dict[str, Any], length: int) -> dict[str
 
 
 def _show_run(folder: str, number: int | None, out: Output) -> None:
-    from nas.cli.models import find_trial
+    from nas.cli.models import find_trial, open_run
     from nas.cli.search import front_table
-    from nas.search import load_study
     from nas.summary import describe_architecture, format_quantity, result_json, trial_json
 
-    study = load_study(folder)
+    study = open_run(folder)
     if number is None:
         counted = ", ".join(f"{count} {state}" for state, count in study.count().items() if count)
         if out.json:
@@ -177,7 +176,7 @@ def _show_artifact(path: Path, out: Output) -> None:
         lines.append(("error", f"{manifest['verification_error']:.1e} of the output's scale, against torch"))
     if latency := manifest["latency"]:
         low, high = latency["interval_ms"]
-        text = f"{latency['median_ms']:.3f} ms, median in [{low:.3f}, {high:.3f}], {latency['threads']} thread(s)"
+        text = f"{latency['median_ms']:.4g} ms, median in [{low:.4g}, {high:.4g}], {latency['threads']} thread(s)"
         lines.append(("latency", text))
     out.text(*(f"  {name:8} {value}" for name, value in lines))
     out.text(*(f"  {name:8} {value}" for name, value in manifest["metadata"].items() if isinstance(value, str | int)))

@@ -41,7 +41,6 @@ class Latency(Objective):
 
     def evaluate(self, context: Context) -> Quantity:
         from codegen.compile import compile_graph
-
         from codegen.measure import measure_latency
         from ir.initializers import initialize
 
@@ -53,4 +52,6 @@ class Latency(Objective):
             artifact.save(path)
             context.report("measuring")
             record = measure_latency(path, threads=context.threads)
-        return self.quantity(record.median_ms, record.interval_ms, **record.to_dict())
+        return self.quantity(
+            record.median_ms, record.interval_ms, **record.to_dict() | {"machine": record.machine["cpu"]}
+        )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _INK, _RULE, _ACCENT, _FAINT, _WARM = "#24292f", "#d8dee5", "#0a66c2", "#8c96a1", "#b3541e"
 _VARIABLES = {_INK: "ink", _RULE: "rule", _ACCENT: "accent", _FAINT: "faint", _WARM: "warm"}
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
     "axes.grid": True,
@@ -93,6 +93,7 @@ def draw_front(contents: Contents, y: Objective, x: Objective) -> Drawing | None
         values = [trial.values[x.name] for trial in trials] + eager
         if min(values) > 0 and max(values) / min(values) > _LOG_FROM_RATIO:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(_label(x))
         axes.set_ylabel(_label(y))
         axes.margins(0.08)
@@ -122,7 +123,7 @@ def draw_history(contents: Contents) -> Drawing | None:
             best = [pick(values[: index + 1]) for index in range(len(values))]
             axes.scatter(numbers, values, color=_FAINT, s=18)
             axes.step(numbers, best, where="post", color=_ACCENT, linewidth=1.8)
-            axes.set_ylabel(_label(objective))
+            axes.set_ylabel(f"{objective.name}, {objective.unit}" if objective.unit else objective.name)
         panels[-1].set_xlabel("trial")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
         return _finish(figure, "history", "The search, trial by trial", "The line is the best so far.")
@@ -137,14 +138,24 @@ def _draw_front_line(axes: Axes, front: Sequence[Trial], x: Objective, y: Object
     """Draw the front with the intervals of its points and the numbers of its trials."""
     ordered = sorted(front, key=lambda trial: trial.values[x.name])
     xs, ys = [t.values[x.name] for t in ordered], [t.values[y.name] for t in ordered]
-    axes.plot(xs, ys, color=_ACCENT, linewidth=1.2, alpha=0.55)
+    where = "post" if x.direction == "min" else "pre"  # a point rules until the next better one
+    axes.step(xs, ys, where=where, color=_ACCENT, linewidth=1.2, alpha=0.55)
     axes.scatter(xs, ys, color=_ACCENT, s=44, zorder=3, label="Pareto front")
+    side, height = (-1 if x.direction == "min" else 1), (5 if y.direction == "max" else -12)  # where no other trial is
     for trial in ordered:
         point = trial.values[x.name], trial.values[y.name]
         interval = trial.quantities[x.name].interval
         if interval is not None:
             axes.plot(interval, (point[1], point[1]), color=_ACCENT, linewidth=3, alpha=0.45, solid_capstyle="butt")
-        axes.annotate(str(trial.number), point, xytext=(5, 5), textcoords="offset points", fontsize=9, color=_INK)
+        axes.annotate(
+            str(trial.number),
+            point,
+            xytext=(5 * side, height),
+            textcoords="offset points",
+            ha="right" if side < 0 else "left",
+            fontsize=9,
+            color=_INK,
+        )
 
 
 def _draw_eager(axes: Axes, contents: Contents, x: Objective, y: Objective) -> list[float]:
@@ -208,6 +219,8 @@ def _for_page(svg: str, name: str, title: str) -> str:
     svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{title}"', svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
+    svg = re.sub(r"font-family: 'DejaVu Sans'[^;\"]*", "font-family: inherit", svg)
+    svg = re.sub(r'<style type="text/css">.*?</style>', "", svg, flags=re.DOTALL)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable})")
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)

@@ -10,7 +10,7 @@ from typing import Any
 from nas.report.contents import Contents, format_time
 from nas.report.figures import Drawing
 from nas.report.models import render_models
-from nas.summary import format_count, format_duration, format_interval, format_value, mixers
+from nas.summary import format_count, format_duration, format_interval, format_value, mixers, value_names
 from nas.trial import Quantity, Trial
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -104,7 +104,7 @@ def _figures(drawings: Sequence[Drawing]) -> str:
 def _front(contents: Contents) -> str:
     if not contents.front:
         return "<h2>Pareto front</h2>\n<p>No trial finished within the constraints.</p>\n"
-    names = [metric.name for metric in contents.study.goals.metrics if metric.name != "params"]
+    names = value_names(contents.study)
     eager = any(contents.eager_ms(trial) is not None for trial in contents.front)
     heads = [
         "trial",
@@ -162,8 +162,8 @@ def _yardstick(contents: Contents) -> str:
     scores = (("chance", found.chance), *found.baselines.items())
     rows = [(escape(name), f"{score:.4g}") for name, score in scores]
     return (
-        f'<p class="note">Quality is {escape(found.metric)} in {escape(found.unit)} on the validation split; {better} is '
-        "better. For comparison, on the same split:</p>\n" + render_table(("model", found.unit), rows)
+        f'<p class="note">Quality is {escape(found.metric)} in {escape(found.unit)} on the validation split; '
+        f"{better} is better. For comparison, on the same split:</p>\n" + render_table(("model", found.unit), rows)
     )
 
 

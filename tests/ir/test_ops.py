@@ -238,6 +238,7 @@ def check_concat() -> None:
 
 def check_pad() -> None:
     assert evaluate(Pad((0, 1), (1, 0), 7.0), np.array([[1.0, 2.0]])).tolist() == [[7, 1, 2], [7, 7, 7]]
+    assert evaluate(Pad((), ()), np.array(3.0)).tolist() == 3.0
 
 
 def check_broadcast() -> None:
