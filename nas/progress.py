@@ -48,6 +48,10 @@ class SearchProgress(Callback):
         self._said_at = clock()
         self._objectives: frozenset[str] = frozenset()
 
+    def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+        """Pickle as a callback that is silent: Ray Tune copies all that a study holds, and a terminal has no copy."""
+        return Callback, ()
+
     def on_start(self, study: Study) -> None:
         """Say what is resumed, and start drawing."""
         self._begun = self._clock()

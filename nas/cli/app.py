@@ -6,6 +6,7 @@ A verb's heavy imports are inside it, so that `nas --help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from nas.cli import bench, compile, doctor, list, report, search, show, verify
 from nas.cli.output import is_debugging, program, tell
 
 FAILED, INTERRUPTED = 1, 130
+_OF_THE_SYSTEM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE})
 
 
 class _Verbs(TyperGroup):
@@ -83,9 +85,12 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(prog_name=program())
-    except Exception as error:
+    except Exception as error:  # the last resort of the program; nothing is swallowed, see NAS_DEBUG
         if is_debugging():
             raise
+        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+            tell(f"error: {error.strerror}" + (f": {error.filename}" if error.filename else ""))
+            sys.exit(FAILED)
         tell(f"error: {type(error).__name__}: {error}", "  this is a fault of the program; NAS_DEBUG=1 shows where")
     sys.exit(FAILED)
 

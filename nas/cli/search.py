@@ -54,6 +54,7 @@ def search(
         list[str] | None, typer.Option(help="Such as 'params<=20e6' or 'latency<=5'; repeat it.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in one call when latency is measured.")] = 1,
+    ship: Annotated[bool, typer.Option(help="Compile an artifact for each point of the front at the end.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json: Json = False,
 ) -> None:
@@ -82,7 +83,7 @@ def search(
             threads=threads,
         )
         with study:
-            _run(study, budget, chosen, quiet)
+            _run(study, budget, chosen, quiet=quiet, shipping=ship)
         _show_result(study, out_stream)
 
 
@@ -178,7 +179,7 @@ def _load_space(path_or_name: str, data: Path | None) -> Any:
     return loaded if data is None else replace(loaded, data=str(data.expanduser().absolute()))
 
 
-def _run(study: Study, budget: Budget, executor: Executor, quiet: bool) -> None:
+def _run(study: Study, budget: Budget, executor: Executor, *, quiet: bool, shipping: bool) -> None:
     """Run the study and ship its front, with progress on stderr."""
     from nas.callbacks import Callback
     from nas.progress import SearchProgress, ShippingProgress
@@ -186,21 +187,14 @@ def _run(study: Study, budget: Budget, executor: Executor, quiet: bool) -> None:
 
     screen = console(stderr=True)
     study.run(budget, executor=executor, callbacks=[] if quiet else [SearchProgress(screen, budget)])
-    if not _can_ship(study):
+    if not shipping:
         return
-    if quiet:
-        ship(study, callback=Callback())
-        return
-    shipping = ShippingProgress(screen)
+    listener = Callback() if quiet else ShippingProgress(screen)
     try:
-        ship(study, callback=shipping)
+        ship(study, callback=listener)
     finally:
-        shipping.close()
-
-
-def _can_ship(study: Study) -> bool:
-    """Tell whether the front consists of models: it does unless nothing was trained or measured."""
-    return any(metric.source in ("trained", "measured") for metric in study.goals.metrics)
+        if isinstance(listener, ShippingProgress):
+            listener.close()
 
 
 def _show_result(study: Study, out: Output) -> None:
@@ -220,7 +214,9 @@ def _show_result(study: Study, out: Output) -> None:
         out.text(f"  {found.metric} in {found.unit}, {better} is better; for comparison: {listed}", "")
     paths = [path for path in (artifact_path(study, trial) for trial in front) if path is not None]
     if paths:
-        out.text("Artifacts:", *(f"  {path}" for path in paths), "")
+        trained = any(metric.source == "trained" for metric in study.goals.metrics)
+        heading = "Artifacts:" if trained else "Artifacts, untrained because quality is no objective:"
+        out.text(heading, *(f"  {path}" for path in paths), "")
     if front:
         out.text("Next:", *(f"  {command}" for command in _next_commands(study, bool(paths))))
     if out.json:

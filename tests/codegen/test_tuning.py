@@ -16,6 +16,7 @@ from codegen._tvm import PrimFunc, te
 from codegen.kernels.base import Array, Isa, Kernel, Knobs
 from codegen.targets import Target
 from codegen.tuning import Record, TuningDatabase, tune
+from codegen.workers import Worker
 from ir.errors import StorageError
 from ir.types import TensorType
 
@@ -139,14 +140,33 @@ def test_tune_second_run_measures_nothing(target: Target, database: TuningDataba
     assert database.path.read_bytes() == before
 
 
-def test_tune_keeps_rule_when_nothing_is_clearly_faster(target: Target):
-    """A gain within the noise is none."""
-    tried = [{"knobs": {"a": 0}, "status": "ok", "ms": 1.0}, {"knobs": {"a": 1}, "status": "ok", "ms": 0.99}]
-    assert tuning._choose(ScaleKernel(), target, tried).knobs == {"a": 0}
-    tried[1]["ms"] = 0.9
-    assert tuning._choose(ScaleKernel(), target, tried).knobs == {"a": 1}
-    tried[0] = {"knobs": {"a": 0}, "status": "crash"}
-    assert tuning._choose(ScaleKernel(), target, tried).rule_ms is None
+class ScriptedWorker(Worker):
+    """Answers every duel with the same result."""
+
+    def __init__(self, wins: int, times: list[float]) -> None:
+        super().__init__()
+        self.answer = wins, times
+
+    def call(self, function: object, *arguments: object, timeout_s: float) -> object:
+        """Return the scripted result."""
+        return self.answer
+
+
+@pytest.mark.parametrize(("wins", "chosen"), [(5, 0), (6, 1)])
+def test_tune_keeps_rule_unless_challenger_wins_the_duel(target: Target, wins: int, chosen: int):
+    """A candidate that was faster once must be so again, in turns with the rule's choice."""
+    tried = [{"knobs": {"a": 0}, "status": "ok", "ms": 1.0}, {"knobs": {"a": 1}, "status": "ok", "ms": 0.9}]
+    record = tuning._choose(ScriptedWorker(wins, [1.0, 0.9]), ScaleKernel(), target, tried, 1.0)
+    assert record.knobs == {"a": chosen}
+    assert record.ms == [1.0, 0.9][chosen]
+
+
+def test_tune_takes_what_works_when_the_rule_does_not(target: Target):
+    """With a rule that crashes there is nothing to beat."""
+    tried = [{"knobs": {"a": 0}, "status": "crash"}, {"knobs": {"a": 1}, "status": "ok", "ms": 0.9}]
+    record = tuning._choose(ScriptedWorker(0, [1.0, 0.9]), ScaleKernel(), target, tried, 1.0)
+    assert record.knobs == {"a": 1}
+    assert record.rule_ms is None
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ KERNELS = {
         rows, width, kind, 0.0 if kind == "softmax" else 1e-5, residual, scale, bias
     )
     for (rows, width), kind, residual in itertools.product(SHAPES, ("layer_norm", "rms_norm", "softmax"), (False, True))
-    for scale, bias in ((False, False), (True, False), (True, True))
+    for scale, bias in ((False, False), (True, False), (True, True))[:: 1 + (kind == "rms_norm")]
     if kind != "softmax" or not (scale or residual)
     if rows != 1 or not (scale or bias)
 }
