@@ -53,6 +53,8 @@ ACTIVATION_NAMES: Final[dict[type[Op], str]] = {
 }
 COSTLY: Final = (ew.Exp, ew.Log, ew.Sin, ew.Cos, ew.Tanh, ew.Erf, ew.Sigmoid, ew.Silu, ew.Gelu, ew.Softplus, ew.Pow)
 """Functions that are not computed again for each element of a broadcast."""
+POSITIVE: Final = (ew.Exp, ew.Relu, ew.Sigmoid, ew.Softplus, ew.Square)
+"""Functions that are never negative."""
 LARGEST_CHAIN: Final = 24
 """Nodes of a chain, so that its expression stays quick to compile."""
 
@@ -378,6 +380,7 @@ def _outer_scan(state: _Selection, node: Node) -> None:
             state=keys,
             heads=heads,
             scale=op.scale,
+            decaying=_is_decaying(state, gates=node.operands[3], rate=node.operands[4]),
             initial_state=op.has_state,
             final_state=wants_state,
         )
@@ -394,6 +397,24 @@ def _outer_scan(state: _Selection, node: Node) -> None:
             final_state=wants_state,
         )
     state.add(kernel, node.operands, results, [node.id])
+
+
+def _is_decaying(state: _Selection, gates: Value, rate: Value) -> bool:
+    """Whether every gate * rate is certainly at most zero: a positive function times a negated one."""
+    negated = _below_views(state, rate)
+    return (
+        isinstance(_below_views(state, gates).op, POSITIVE)
+        and isinstance(negated.op, ew.Neg)
+        and isinstance(_below_views(state, negated.operands[0]).op, POSITIVE)
+    )
+
+
+def _below_views(state: _Selection, value: Value) -> Node:
+    """The node that computes a value's elements, whatever their order."""
+    node = state.producer(value)
+    while isinstance(node.op, sh.Reshape | sh.Transpose | sh.Broadcast | sh.Slice):
+        node = state.producer(node.operands[0])
+    return node
 
 
 def _norm(state: _Selection, node: Node) -> None:
@@ -459,21 +480,24 @@ def _batch_product(state: _Selection, node: Node) -> None:
     op = node.op
     assert isinstance(op, ct.Matmul)
     a, b = state.graph.operand_types(node)
-    if a.shape[:-2] != b.shape[:-2]:
+    a_products, b_products, batch = _rows(a.shape[:-1]), _rows(b.shape[:-1]), _rows(node.types[0].shape[:-1])
+    if not {a_products, b_products} <= {1, batch}:
         raise CompileError(
-            "a product of run-time operands needs equal leading axes",
+            "a product of run-time operands needs equal leading axes, or one operand for all",
             where=node.path,
             found=f"{a} and {b}",
             hint="broadcast the smaller operand first",
         )
     rows, columns = node.types[0].shape[-2:]
     kernel = BatchGemmKernel(
-        batch=math.prod(a.shape[:-2]),
+        batch=batch,
         m=rows,
         n=columns,
         k=a.shape[-2] if op.transpose_a else a.shape[-1],
         transpose_a=op.transpose_a,
         transpose_b=op.transpose_b,
+        a_shared=a_products < batch,
+        b_shared=b_products < batch,
     )
     state.add(kernel, node.operands, node.results, [node.id])
 

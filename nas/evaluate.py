@@ -107,6 +107,11 @@ class Evaluator:
         return end(state="finished")
 
 
+def concerns_study(error: Exception) -> bool:
+    """Tell whether an error would meet every further trial, rather than being about one candidate."""
+    return isinstance(error, _OF_THE_STUDY) and not isinstance(error, _OF_THE_CANDIDATE)
+
+
 def _evaluate(metric: Objective, context: Context) -> Quantity:
     quantity = metric.evaluate(context)
     if not math.isfinite(quantity.value):

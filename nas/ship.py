@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ir.errors import InputError, TrialFailure
+from ir.errors import InputError, NasError
 from nas.callbacks import Callback
+from nas.evaluate import concerns_study
 from nas.objectives.quality import WEIGHTS_FILE
 from nas.study import Study
 from nas.trial import Trial
@@ -33,13 +34,18 @@ def ship(study: Study, *, opt_level: int = 1, callback: Callback | None = None) 
     if study.folder is None:
         raise InputError("a study without a run folder has no place for artifacts", hint="give the search a storage")
     callback = callback or Callback()
+    _remove_half_written(study.folder / FOLDER_NAME)
     shipped: dict[int, Path] = {}
     for trial in study.pareto_front():
         path = study.folder / FOLDER_NAME / f"trial_{trial.number}.nas"
         if trial.artifact is None or not path.is_file():
             try:
                 compile_trial(study, trial, path, opt_level=opt_level, callback=callback)
-            except TrialFailure as error:
+            except NasError as error:
+                if concerns_study(error):
+                    raise
+                path.unlink(missing_ok=True)  # it may have been saved before it failed its measurement
+                study.record_unshipped(trial.number, f"{type(error).__name__}: {error}")
                 callback.on_notice(f"trial {trial.number} has no artifact: {error}")
                 continue
             study.record_artifact(trial.number, f"{FOLDER_NAME}/{path.name}")
@@ -104,6 +110,12 @@ def load_weights(study: Study, trial: Trial, graph: Any) -> dict[str, Any]:
     from safetensors.numpy import load
 
     return load(data)
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote an artifact; the study's folder is held meanwhile."""
+    for path in folder.glob(".*.nas.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _latency_settings(study: Study) -> dict[str, Any]:

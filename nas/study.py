@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -169,6 +170,9 @@ class Study:
         Raises:
             NasError: What concerns the study and not one trial; everything recorded stays.
         """
+        # Torch's threads spin while they wait, unless told before it loads; beside any other busy process that makes
+        # training ten times slower, and on an idle machine sleeping costs little.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         run = Run(self, Budget.of(budget), [as_callback(callback) for callback in callbacks])
         run.carry_out(executors.get(executor))
 
@@ -219,6 +223,10 @@ class Study:
     def record_artifact(self, number: int, path: str) -> None:
         """Record where the compiled model of a trial lies, relative to the run folder."""
         self._append({"event": "artifact", "trial": number, "path": path, "time": time.time()})
+
+    def record_unshipped(self, number: int, reason: str) -> None:
+        """Record why a trial of the front has no compiled model."""
+        self._append({"event": "unshipped", "trial": number, "reason": reason, "time": time.time()})
 
     def record_run(self, budget: Budget, executor: Executor) -> None:
         """Record that this process goes on with the study."""

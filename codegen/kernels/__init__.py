@@ -1,1 +1,1 @@
-"""Kernel generators: one file a family, each a frozen dataclass that builds a TIR function and knows its numpy meaning."""
+"""Kernel generators, one file a family: frozen dataclasses that build a TIR function and know its numpy meaning."""

@@ -1,6 +1,6 @@
 """Chains of elementwise and shape operations as one pass over memory, optionally ending in a reduction.
 
-The specification is the chain itself, a small `ir` graph: every chain has a kernel, and means what the interpreter says.
+The specification is the chain itself, a small `ir` graph, so its meaning is what the interpreter computes.
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ from ir.errors import NasError
 from nas.cli.options import Json
 from nas.cli.output import make_table, output
 
+# Long texts that would squeeze the other columns of a table.
+_ONLY_IN_JSON = frozenset({"paper", "file"})
+
 
 class Kind(str, Enum):
     """What `nas list` lists."""
@@ -36,8 +39,10 @@ def list_entries(
         if out.json:
             out.data(entries)
             return
-        columns = list(dict.fromkeys(key for entry in entries for key in entry))
+        columns = [key for key in dict.fromkeys(key for entry in entries for key in entry) if key not in _ONLY_IN_JSON]
         table = make_table(*columns)
+        for column in table.columns:
+            column.no_wrap = column.header in ("kind", "name", "available")
         for entry in entries:
             table.add_row(*(_cell(entry.get(column)) for column in columns))
         out.table(table)

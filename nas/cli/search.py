@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nas.budget import Budget
     from nas.executors.base import Executor
     from nas.objectives.base import Objective
+    from nas.strategies.base import Strategy
     from nas.study import Study
     from nas.trial import Trial
 
@@ -63,7 +64,6 @@ def search(
     Give the same command again to resume after an interruption; a larger --trials goes on with a finished study.
     """
     from nas.search import open_study
-    from nas.strategies import base as strategies
 
     training = {"steps": steps, "tokens": tokens, "seconds": seconds}
     names = objective or ["quality", "latency"]
@@ -77,7 +77,7 @@ def search(
             target=target,
             objectives=[make_objective(name, training, batch) for name in dict.fromkeys(names)],
             constraints=[parse_constraint(text) for text in constraint or ()],
-            strategy=strategies.get(strategy, **({} if population is None else {"population": population})),
+            strategy=_strategy(strategy, population),
             storage=folder,
             seed=seed,
             threads=threads,
@@ -149,6 +149,19 @@ def _budget(trials: int | None, hours: float | None) -> Budget:
     from nas.budget import Budget
 
     return Budget(trials=DEFAULT_TRIALS if trials is None and hours is None else trials, hours=hours)
+
+
+def _strategy(name: str, population: int | None) -> Strategy:
+    """Return a strategy; its tournaments have no more members than the population that was asked for."""
+    from dataclasses import fields
+
+    from nas.strategies import base as strategies
+
+    if population is None:
+        return strategies.get(name)
+    usual = {field.name: field.default for field in fields(strategies.REGISTRY.get(name))}
+    tournament = {"tournament": min(usual["tournament"], population)} if "tournament" in usual else {}
+    return strategies.get(name, population=population, **tournament)
 
 
 def _executor(name: str, workers: int | None, address: str | None, threads: int | None) -> Executor:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from nas.cli import main
 
 SABOTAGE = Path(__file__).parent / "sabotage"
 TIMEOUT_S = 240
@@ -102,6 +108,19 @@ def run_well(arguments: list[str], **options: Any) -> subprocess.CompletedProces
     done = run(arguments, **options)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def run_here(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run `nas` within this process, which has its libraries loaded already."""
+    capfd.readouterr()
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        with patch.object(sys, "argv", ["nas", *arguments]), pytest.raises(SystemExit) as ending:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    out, errors = capfd.readouterr()
+    return subprocess.CompletedProcess(arguments, ending.value.code or 0, out, errors)  # pyright: ignore[reportArgumentType]
 
 
 def journal_bytes(folder: Path) -> bytes:

@@ -258,14 +258,19 @@ def test_expression_of_parameters_is_static() -> None:
 
 
 def test_product_of_run_time_operands() -> None:
-    """Both operands may come from the input; a weight on the left counts as one too."""
+    """Both operands may come from the input; one may serve all products, but neither may serve some of them."""
 
     def scores(b: Builder, x: Tensor) -> Tensor:
         return b.matmul(b.matmul(x, x, transpose_b=True), x)
 
     assert selected(scores) == ["batch_gemm(batch=2,m=3,n=3,k=8,transpose_b)", "batch_gemm(batch=2,m=3,n=8,k=3)"]
+    assert selected(lambda b, x: b.matmul(weight(b, "w", 5, 3), x)) == ["batch_gemm(batch=2,m=5,n=8,k=3,a_shared)"]
+    assert selected(lambda b, x: b.matmul(x, b.exp(b.input("z", (1, 8, 4))))) == [
+        "fused(exp)",
+        "batch_gemm(batch=2,m=3,n=4,k=8,b_shared)",
+    ]
     with pytest.raises(CompileError, match="equal leading axes") as error:
-        selected(lambda b, x: b.matmul(weight(b, "w", 5, 3), x))
+        selected(lambda b, x: b.matmul(b.input("z", (4, 1, 5, 3)), x))
     assert "broadcast" in str(error.value)
 
 

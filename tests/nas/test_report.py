@@ -55,7 +55,7 @@ def test_report_needs_no_other_file(page):
 
 
 def test_report_figures_are_well_formed_and_take_their_colours_from_the_page(page):
-    """Each drawing parses as XML with ids of its own, and uses variables that the style sheet sets for light and dark."""
+    """Each drawing parses as XML with ids of its own; the style sheet sets its colours for light and dark."""
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(drawings) == 2
     ids = [element.get("id") for svg in drawings for element in ElementTree.fromstring(svg).iter() if element.get("id")]

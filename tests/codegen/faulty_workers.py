@@ -1,0 +1,34 @@
+"""Stand-ins for `lower.build_and_run` that go wrong in a worker process; importable there, so free of torch."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from codegen import lower
+
+
+def crash(*_: Any) -> None:
+    """Read address zero, as broken generated code does."""
+    ctypes.string_at(0)
+
+
+def hang(*_: Any) -> None:
+    """Sleep in C with the interpreter locked."""
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def wrong_result(*arguments: Any) -> tuple[lower.Built, dict[str, np.ndarray]]:
+    """Build properly, but return outputs that are a thousandth off."""
+    built, outputs = lower.build_and_run(*arguments)
+    return built, {name: array * np.float32(1.001) for name, array in outputs.items()}
+
+
+def one_nan(*arguments: Any) -> tuple[lower.Built, dict[str, np.ndarray]]:
+    """Build properly, but return one NaN."""
+    built, outputs = lower.build_and_run(*arguments)
+    for array in outputs.values():
+        array.flat[0] = np.nan
+    return built, outputs

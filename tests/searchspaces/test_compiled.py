@@ -1,0 +1,67 @@
+"""Every component of the registry, compiled: the kernels give what torch gives.
+
+By default one case of each component; all cases, forms and streaming steps are slow.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from codegen import targets
+from codegen.compile import TOLERANCE, compile_graph
+from ir.graph import Graph
+from tests.searchspaces.conformance import (
+    CAUSAL,
+    EVERYTHING,
+    MIXERS,
+    TOKENWISE,
+    WITH_FORMS,
+    Subject,
+    each,
+    random_params,
+)
+
+TARGET = targets.get("cpu", threads=2)
+MAX_LEN = 9  # tokens that a streaming state holds
+
+
+def check(graph: Graph) -> None:
+    """Compile, which runs the result on random inputs and holds it against torch."""
+    params = {name: array.astype(np.float32) for name, array in random_params(graph).items()}
+    assert compile_graph(graph, params, TARGET).verification_error <= TOLERANCE
+
+
+@each([subject for subject in EVERYTHING if subject.name.endswith(("-0", "-both"))])
+def test_component_compiles(subject: Subject) -> None:
+    """The first case of each component agrees with torch."""
+    check(subject.graph())
+
+
+@pytest.mark.slow
+@each(EVERYTHING)
+def test_every_case_compiles(subject: Subject) -> None:
+    """Every case of every component agrees with torch, at its own odd sizes."""
+    check(subject.graph())
+
+
+@pytest.mark.slow
+@each([*MIXERS, *TOKENWISE])
+def test_one_token_compiles(subject: Subject) -> None:
+    """A single sequence of a single token."""
+    check(subject.resized(batch=1, time=1).graph())
+
+
+@pytest.mark.slow
+@each(CAUSAL)
+def test_every_step_compiles(subject: Subject) -> None:
+    """One token of a causal mixer, from a random state at a random position."""
+    check(subject.step_graph(MAX_LEN))
+
+
+@pytest.mark.slow
+@each(WITH_FORMS)
+def test_every_form_compiles(subject: Subject) -> None:
+    """How training computes a recurrence does not change what is compiled."""
+    for form in subject.mixer.forms:
+        check(subject.with_form(form).graph())

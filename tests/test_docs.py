@@ -1,0 +1,303 @@
+"""README.md and docs/*.md hold: their blocks run, their tables equal the registries, their links lead somewhere.
+
+Blocks of a page run in order, in a folder of their own. A comment before a block says how it is held:
+
+- `<!-- measured -->`: console output whose figures depend on the machine; only lines without a digit are compared.
+- `<!-- without torch -->`: the Python block runs in a fresh process where nothing but numpy and TVM can be imported.
+- `<!-- malformed -->`: a YAML file that the page shows an error of.
+
+What each language means:
+
+- `python`: executed, one namespace a page; one that begins with `# file: NAME` is written to that file instead.
+- `yaml`: `# NAME.yaml` on the first line is a file; anything else is laid over the page's last space and must be valid.
+- `console`: `$ nas ...` is run and its output compared, where `...` stands for any lines; `$` with another program
+  is not run.
+- `text`: what the Python block right before it prints.
+- `toml`: `# pyproject.toml`; its entry points are installed as pip would, for the length of the page.
+"""
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+import yaml
+
+import nas.cli
+from searchspaces import registry
+from searchspaces.space import Space, load_space
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+LANGUAGES = ("python", "yaml", "console", "text", "toml")
+MARKS = ("measured", "without torch", "malformed")
+NOT_RUN = ("make", "pip", "pytest", "source")
+BAD_INPUT = 2
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MARK = re.compile(r"<!-- ([\w ]+) -->\n\Z")
+
+# What is needed to train and compile; `tvm` itself stays findable, because its folder holds the runtime.
+_BLOCK_HEAVY = """
+import sys
+
+class Blocker:
+    HEAVY = {"matplotlib", "networkx", "pydantic", "ray", "rich", "safetensors", "sklearn", "torch", "typer", "yaml"}
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.HEAVY:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+    mark: str
+    place: str
+
+    @property
+    def file(self) -> str | None:
+        """Name on its first line, if it is to be a file."""
+        found = re.match(r"# (?:file: )?([\w./-]+\.(?:py|yaml|toml|txt|csv))\n", self.text)
+        return found[1] if found and (self.language != "python" or self.text.startswith("# file: ")) else None
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """Give the fenced blocks of a page in order."""
+    text = page.read_text(encoding="utf-8")
+    found: list[Block] = []
+    for fence in _FENCE.finditer(text):
+        mark = _MARK.search(text, 0, fence.start())
+        line = text.count("\n", 0, fence.start()) + 1
+        found.append(Block(fence[1], fence[2], mark[1] if mark else "", f"{page.name}:{line}"))
+    return found
+
+
+class Page:
+    """Runs the blocks of one page."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder = folder
+        self._monkeypatch = monkeypatch
+        self._names: dict[str, Any] = {"__name__": "page"}
+        self._space: dict[str, Any] = {}
+        self._printed: str | None = None
+
+    def run(self, block: Block) -> None:
+        """Run a block, or compare with what the one before printed."""
+        printed, self._printed = self._printed, None
+        if block.language == "text":
+            if printed is not None:
+                compare(block, block.text, printed)
+        elif block.language == "toml":
+            self._install(tomli.loads(block.text))
+        elif block.file:
+            path = self._folder / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+            if block.language == "yaml" and block.mark != "malformed":
+                load_space(path)
+                self._space = yaml.safe_load(block.text)
+        elif block.language == "yaml":
+            self._lay_over(yaml.safe_load(block.text))
+        elif block.language == "console":
+            for command, expected in commands_of(block):
+                self._run_command(block, command, expected)
+        else:
+            self._printed = self._run_python(block)
+
+    def _run_python(self, block: Block) -> str:
+        if block.mark == "without torch":
+            script = _BLOCK_HEAVY + block.text
+            ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=self._folder)
+            assert ended.returncode == 0, f"{block.place}\n{ended.stderr}"
+            return ended.stdout
+        stream = io.StringIO()
+        with contextlib.redirect_stdout(stream):
+            exec(compile(block.text, block.place, "exec"), self._names)
+        return stream.getvalue()
+
+    def _run_command(self, block: Block, command: str, expected: str) -> None:
+        program, *arguments = shlex.split(command, comments=True)
+        if program in NOT_RUN:
+            return
+        assert program == "nas", f"{block.place}: {command}"
+        code, out, err = run_nas(arguments, self._monkeypatch)
+        if expected.startswith("error:"):
+            assert code == BAD_INPUT, f"{block.place}: {command} ended with {code}\n{err}"
+            compare(block, expected, err)
+            return
+        assert code == 0, f"{block.place}: {command} ended with {code}\n{err}"
+        compare(block, expected, out)
+
+    def _lay_over(self, fragment: dict[str, Any]) -> None:
+        """Check that the page's space with a fragment in place of its own keys is valid."""
+        space = {**self._space}
+        for section, value in fragment.items():
+            own = space.get(section)
+            space[section] = {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
+        Space.from_dict(space)
+
+    def _install(self, project: dict[str, Any]) -> None:
+        """Make entry points known as an installed package does: by a folder of metadata on the path."""
+        name, version = project["project"]["name"], project["project"]["version"]
+        metadata = self._folder / f"{name}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines: list[str] = []
+        for group, points in project["project"]["entry-points"].items():
+            lines += [f"[{group}]", *(f"{key} = {value}" for key, value in points.items())]
+        (metadata / "entry_points.txt").write_text("\n".join(lines))
+        self._monkeypatch.syspath_prepend(str(self._folder))
+        forget_installed()
+
+
+def forget_installed() -> None:
+    """Let the registry look for entry points anew."""
+    registry.default_registry.cache_clear()
+    registry._installed_entry_points.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    importlib.invalidate_caches()
+
+
+def run_nas(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    """Run the program in this process; give its exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["nas", *arguments])
+    out, err = io.StringIO(), io.StringIO()
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            nas.cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    code = ended.value.code
+    return code if isinstance(code, int) else 0, out.getvalue(), err.getvalue()
+
+
+def commands_of(block: Block) -> list[tuple[str, str]]:
+    """Split a console block into commands and the output of each."""
+    parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
+    assert not parts[0].strip(), f"{block.place}: a console block begins with `$ `"
+    pairs = (part.partition("\n") for part in parts[1:])
+    return [(command, output) for command, _, output in pairs]
+
+
+def lines_of(text: str) -> list[str]:
+    """Give the lines of output that say something, runs of spaces and the rules of tables left out."""
+    lines = (" ".join(line.replace("─", " ").split()) for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def compare(block: Block, expected: str, found: str) -> None:
+    """Hold output against what the page shows: exactly, or by its lines without figures where it is measured."""
+    wanted, given = lines_of(expected), lines_of(found)
+    message = f"{block.place} shows\n{expected}\nbut this was printed\n{found}"
+    if block.mark == "measured":
+        wanted = [line for line in wanted if not re.search(r"\d", line)]
+        assert wanted or not expected.strip(), f"{block.place}: nothing to compare"
+    elif "..." not in wanted:
+        assert wanted == given, message
+    rest = iter(given)
+    for line in wanted:
+        assert line == "..." or line in rest, f"no line {line!r}\n{message}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_docs_blocks_run_and_print_what_they_show(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever types what a page says gets what it shows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    runner = Page(tmp_path, monkeypatch)
+    try:
+        for block in blocks_of(page):
+            runner.run(block)
+    finally:
+        monkeypatch.undo()
+        forget_installed()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_docs_blocks_have_a_language_and_known_marks(page: Path) -> None:
+    """A block in another language, or with a misspelt mark, would never be checked."""
+    for block in blocks_of(page):
+        assert block.language in LANGUAGES, block.place
+        assert block.mark in ("", *MARKS), block.place
+    assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks_of(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_docs_links_lead_to_files(page: Path) -> None:
+    """Links within the repository resolve, and none leads to a machine's own folders."""
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[\w-]*)?\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+    assert not re.search(r"(?<![\w.~-])/(?:home|root|tmp|usr|work)/", text)
+
+
+def listed(page: Path, heading: str) -> dict[str, set[str]]:
+    """Give the rows of the table whose header begins with `heading`: first cell, and the words in backticks."""
+    _, _, after = page.read_text(encoding="utf-8").partition(f"| {heading} |")
+    rows: dict[str, set[str]] = {}
+    for line in after.splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        first, *others = line.strip("|").split(" | ")
+        rows[first.strip(" `")] = set(re.findall(r"`([^`]+)`", " ".join(others)))
+    return rows
+
+
+def test_readme_lists_what_the_registries_hold() -> None:
+    """The table of the README is what `nas list` would print, aliases included."""
+    from nas.cli import list as listing
+
+    expected = {
+        f"components: {kind.replace('_', ' ')}s": set(registry.default_registry().names(kind))
+        for kind in registry.FOLDERS
+        if registry.components(kind)
+    }
+    others = {
+        "tasks": listing.list_tasks,
+        "strategies": listing.list_strategies,
+        "objectives": listing.list_objectives,
+        "executors": listing.list_executors,
+        "targets": listing.list_targets,
+        "zoo": listing.list_zoo,
+    }
+    expected |= {name: {entry["name"] for entry in entries()} for name, entries in others.items()}
+    assert listed(PAGES[0], "`nas list`") == expected
+
+
+def test_readme_names_every_make_target_it_uses() -> None:
+    """The commands of the README are in the Makefile."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    used = set(re.findall(r"`make ([\w-]+)`", PAGES[0].read_text(encoding="utf-8")))
+    assert {"demo", "test"} <= used
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in used), used
+
+
+def test_readme_shows_a_finished_demo() -> None:
+    """What the README shows of the demo has the parts that a search prints, and more than one point."""
+    shown = re.search(r"<!-- demo:begin -->\n```text\n(.*)```\n<!-- demo:end -->", PAGES[0].read_text(), re.DOTALL)
+    assert shown
+    count = re.match(r"Pareto front: (\d+) of (\d+) trials\n", shown[1])
+    assert count
+    assert len(re.findall(r"^  runs/demo/artifacts/trial_\d+\.nas$", shown[1], re.MULTILINE)) == int(count[1])
+    assert ["trial", "token mixers", "params", "quality", "latency", "compiled vs torch"] == re.split(
+        r"  +", shown[1].splitlines()[2].strip()
+    )
+    assert re.search(r"^  bits_per_byte in bits/byte, lower is better; .*\bbigram \d", shown[1], re.MULTILINE)
+    assert re.search(r"^Next:\n  \S*nas bench runs/demo ", shown[1], re.MULTILINE)
