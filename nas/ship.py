@@ -77,9 +77,8 @@ def compile_trial(
         VerificationError: The compiled model disagrees with its reference.
         StorageError: The file could not be written.
     """
-    from codegen.compile import compile_graph
-
     from codegen.artifact import record_latency
+    from codegen.compile import compile_graph
     from codegen.measure import measure_latency
 
     callback = callback or Callback()

@@ -159,7 +159,7 @@ def _strategy(name: str, population: int | None) -> Strategy:
 
     if population is None:
         return strategies.get(name)
-    usual = {field.name: field.default for field in fields(strategies.REGISTRY.get(name))}
+    usual: dict[str, Any] = {field.name: field.default for field in fields(strategies.REGISTRY.get(name))}
     tournament = {"tournament": min(usual["tournament"], population)} if "tournament" in usual else {}
     return strategies.get(name, population=population, **tournament)
 

@@ -26,6 +26,7 @@ class Contents:
         parameters: Number of parameters of the trials of the front, where known.
         manifests: What the artifacts of the front say of themselves.
         benches: Results of `nas bench` by trial.
+        unshipped: Why a trial has no artifact, where it could not be compiled.
         header: First record of the journal.
         runs: Records of the processes that ran the study.
     """
@@ -37,6 +38,7 @@ class Contents:
     parameters: Mapping[int, int] = field(default_factory=dict[int, int])
     manifests: Mapping[int, Mapping[str, Any]] = field(default_factory=dict[int, Mapping[str, Any]])
     benches: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict[int, Sequence[Mapping[str, Any]]])
+    unshipped: Mapping[int, str] = field(default_factory=dict[int, str])
     header: Mapping[str, Any] = field(default_factory=dict[str, Any])
     runs: Sequence[Mapping[str, Any]] = ()
 
@@ -58,6 +60,7 @@ class Contents:
             parameters={number: count for number, count in counts.items() if count is not None},
             manifests={number: manifest for number, manifest in manifests.items() if manifest is not None},
             benches=benches,
+            unshipped={record["trial"]: record["reason"] for record in records if record["event"] == "unshipped"},
             header=records[0],
             runs=[record for record in records if record["event"] == "run"],
         )

@@ -130,7 +130,7 @@ def _front_row(contents: Contents, trial: Trial, names: Sequence[str], eager: bo
         *(_quantity(trial.quantities.get(name)) for name in names),
         *([_eager(contents, trial)] if eager else []),
         "-" if error is None else f"{error:.1e}",
-        escape(trial.artifact or "-"),
+        escape(trial.artifact or contents.unshipped.get(trial.number, "-")),
     ]
 
 

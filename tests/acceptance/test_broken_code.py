@@ -1,4 +1,4 @@
-"""Generated code that crashes, hangs or computes NaN costs its trial, with the reason in the journal, and nothing else."""
+"""Generated code that crashes, hangs or computes NaN costs its trial, with the reason in the journal, no more."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_broken_generated_code_fails_its_trial_only(tmp_path, executor):
 
 @pytest.mark.slow
 def test_front_point_that_cannot_be_compiled_is_told_and_the_others_ship(tmp_path):
-    """Without latency among the objectives generated code first runs when shipping: the reason is then in the journal."""
+    """Without latency as objective generated code first runs when shipping: the reason is then in the journal."""
     space = write_space(tmp_path, SPACE)
     arguments = search_arguments(space, tmp_path / "run", "--objective", "params", "--json", trials=5)
     arguments += ["--objective", "flops", "--constraint", "params>=1"]

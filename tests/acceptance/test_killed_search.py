@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 import nas
-from ir.errors import StorageError
 from nas.search import load_study, open_study
 from nas.storages.journal import read_journal
 from nas.strategies import base as strategies
@@ -29,10 +28,13 @@ from tests.acceptance.driving import (
 )
 
 EVENTS_PER_TRIAL = 24
+OBJECTIVES = {"latency": nas.Latency, "quality": nas.Quality}
 POPULATION = {"random": (), "nsga2": ("--population", "4"), "regularized_evolution": ("--population", "4")}
 
 
-def kill_and_restart(arguments: list[str], folder: Path, *, kills: int, records: int, seed: int) -> int:
+def kill_and_restart(
+    arguments: list[str], folder: Path, *, kills: int, records: int, seed: int, **environment: str
+) -> int:
     """Run a search that is killed at moments spread over its life, and at last to its end.
 
     Args:
@@ -41,6 +43,7 @@ def kill_and_restart(arguments: list[str], folder: Path, *, kills: int, records:
         kills: How often to kill it.
         records: How many records its journal has when it is done.
         seed: Seed of the moments.
+        environment: Further variables.
 
     Returns:
         How often it was killed before its end.
@@ -51,13 +54,53 @@ def kill_and_restart(arguments: list[str], folder: Path, *, kills: int, records:
         before = whole_lines(journal_bytes(folder))
         delay_s = rng.choice((0.0, 10 ** rng.uniform(-3, -0.3)))
         plan = {"records": int(moment), "events": rng.randint(1, EVENTS_PER_TRIAL), "delay_s": delay_s}
-        process = start(arguments, sabotage={"kill": plan | {"journal": str(folder / "journal.jsonl")}})
+        process = start(arguments, sabotage={"kill": plan | {"journal": str(folder / "journal.jsonl")}}, **environment)
         _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
         assert journal_bytes(folder).startswith(before), "a record was lost or changed"
         killed += process.returncode == -signal.SIGKILL
-    run_well(arguments)
+    run_well(arguments, **environment)
     return killed
+
+
+def living_processes(token: str) -> list[str]:
+    """Return the command lines of processes that inherited a token in their environment."""
+    found: list[str] = []
+    for process in psutil.process_iter():
+        try:
+            if token in process.environ().get("NAS_TEST_TOKEN", "") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+def check_no_process_is_left(token: str) -> None:
+    """Workers end with the process they work for; those of Ray notice within seconds."""
+    deadline = time.monotonic() + 60
+    while living := living_processes(token):
+        assert time.monotonic() < deadline, living
+        time.sleep(0.2)
+
+
+def check_replay(space: Path, folder: Path, objectives: list[str]) -> None:
+    """A new study that is told the recorded outcomes in their order proposes the recorded trials."""
+    data = str(space.parent / "corpus.txt")
+    loaded = replace(nas.load_space(space), data=data)
+    study = open_study(
+        loaded, objectives=[OBJECTIVES[name]() for name in objectives], strategy=nas.NSGA2(population=4), threads=1
+    )
+    for record in read_journal(folder):
+        if record["event"] == "trial":
+            trial = study.ask()
+            assert trial is not None
+            assert (trial.number, trial.hash, trial.encoded) == (
+                record["trial"],
+                record["hash"],
+                record["architecture"],
+            )
+        elif record["event"] in ("finished", "failed", "infeasible"):
+            study.tell(record["trial"], Outcome(record["event"], decode_quantities(record)))
 
 
 def sequence(folder: Path) -> list[tuple[int, str, str, dict[str, float]]]:
@@ -108,3 +151,34 @@ def test_search_killed_three_times_ends_like_an_uninterrupted_one(tmp_path):
 def test_search_killed_twenty_times_ends_like_an_uninterrupted_one(tmp_path, strategy):
     """As above with twenty kills, from the first record to the last artifact."""
     assert check_killed_search(tmp_path, strategy, *DETERMINISTIC, trials=14, kills=20, seed=11) >= 16
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_search_with_measured_latency_proposes_what_replaying_its_journal_does(tmp_path):
+    """Latency is noisy, so another run may differ; but nothing is lost or run twice, and the journal decides alone."""
+    space, folder = write_space(tmp_path), tmp_path / "run"
+    names = ["latency", "quality"]
+    options = [part for name in names for part in ("--objective", name)]
+    arguments = search_arguments(space, folder, *options, "--population", "4", "--quiet", trials=9)
+    # study, run, 9 trials with their ends, about 4 artifacts, and a record a restart
+    assert kill_and_restart(arguments, folder, kills=8, records=28, seed=3) >= 6
+    check_nothing_twice(folder, trials=9)
+    check_replay(space, folder, names)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_search_killed_while_ray_runs_it_ends_like_a_serial_one(tmp_path):
+    """Workers change neither trials nor values, kills included, and end with the process that was killed."""
+    space = write_space(tmp_path)
+    options = ("--population", "4", *DETERMINISTIC, "--quiet")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_well(search_arguments(space, whole, *options, trials=10))
+    arguments = search_arguments(space, broken, *options, "--executor", "ray", "--workers", "2", trials=10)
+    token = str(tmp_path)
+    killed = kill_and_restart(arguments, broken, kills=5, records=22, seed=4, NAS_TEST_TOKEN=token)
+    assert killed >= 4
+    assert sequence(broken) == sequence(whole)
+    check_nothing_twice(broken, 10)
+    check_no_process_is_left(token)

@@ -78,7 +78,9 @@ def test_artifact_describes_itself() -> None:
     again = graph_from_json(artifact.graph_json)
     assert (again.nodes, again.outputs) == (graph.nodes, graph.outputs)
     assert artifact.graph_hash == canonical_hash(graph)
-    assert [(spec.name, spec.shape, spec.dtype, spec.below) for spec in artifact.inputs] == [("tokens", (2, 5), "int32", 11)]
+    assert [(spec.name, spec.shape, spec.dtype, spec.below) for spec in artifact.inputs] == [
+        ("tokens", (2, 5), "int32", 11)
+    ]
     assert [(spec.name, spec.shape) for spec in artifact.outputs] == [("logits", (2, 5, 11))]
     assert artifact.parameters.keys() == params.keys()
     assert artifact.metadata == {"trial": 7}
@@ -210,7 +212,9 @@ def test_sample_inputs_fit_the_graph() -> None:
     mask, cache = b.input("mask", (3, 4), "bool"), b.input("cache", (2, 7, 3))
     wide, narrow = b.constant(np.zeros((9, 2))), b.constant(np.zeros((5, 2)))
     written = b.dynamic_update(cache, b.constant(np.ones((2, 3, 3))), position, -2)
-    graph = b.build(a=b.take(wide, b.reshape(tokens, 2000)), b=b.take(narrow, tokens), c=written, d=b.cast(mask, "float32"))
+    graph = b.build(
+        a=b.take(wide, b.reshape(tokens, 2000)), b=b.take(narrow, tokens), c=written, d=b.cast(mask, "float32")
+    )
     assert index_bounds(graph) == {"tokens": 5, "position": 5}
     inputs = sample_inputs(graph)
     assert {name: array.dtype.name for name, array in inputs.items()} == {
@@ -230,14 +234,26 @@ def test_level_3_tunes_once(tmp_path: Path) -> None:
     first: list[int] = []
     second: list[int] = []
     compile_graph(
-        graph, params, TARGET, opt_level=3, tuning_trials=4, tuning_root=tmp_path, progress=lambda done, *_: first.append(done)
+        graph,
+        params,
+        TARGET,
+        opt_level=3,
+        tuning_trials=4,
+        tuning_root=tmp_path,
+        progress=lambda done, *_: first.append(done),
     )
     database = TuningDatabase.for_target(TARGET, tmp_path)
     assert first
     assert len(database) == 2
     records = database.path.read_bytes()
     artifact = compile_graph(
-        graph, params, TARGET, opt_level=3, tuning_trials=4, tuning_root=tmp_path, progress=lambda done, *_: second.append(done)
+        graph,
+        params,
+        TARGET,
+        opt_level=3,
+        tuning_trials=4,
+        tuning_root=tmp_path,
+        progress=lambda done, *_: second.append(done),
     )
     assert not second
     assert database.path.read_bytes() == records

@@ -182,7 +182,10 @@ def test_describe_lists_every_call() -> None:
         with b.scope("mixer"):
             y = b.matmul(h, weight(b, "w", 8, 8)) + x
     records = lower.describe(lower.lower(b.build(y=y), TARGET))
-    assert [(record["family"], record["scope"]) for record in records] == [("norm", "layers.0"), ("gemm", "layers.0.mixer")]
+    assert [(record["family"], record["scope"]) for record in records] == [
+        ("norm", "layers.0"),
+        ("gemm", "layers.0.mixer"),
+    ]
     assert records[1]["nodes"] == ["layers.0.mixer/matmul_3", "layers.0.mixer/add_4"]
     assert records[1]["flops"] >= 2 * 6 * 8 * 8
     assert all(record["knobs"] and not record["tuned"] for record in records)

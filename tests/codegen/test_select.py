@@ -315,9 +315,7 @@ def test_softmax_along_another_axis_is_refused() -> None:
     """The error names the node and says what to do."""
     with pytest.raises(CompileError) as error:
         selected(lambda b, x: b.softmax(x, 1))
-    assert str(error.value) == (
-        "softmax_1: softmax is compiled along the last axis only\n  hint: transpose around it"
-    )
+    assert str(error.value) == ("softmax_1: softmax is compiled along the last axis only\n  hint: transpose around it")
 
 
 def test_operation_without_a_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,9 @@ from ir.ops.recurrence import DECAYS, FORMS
 from ir.types import Axis
 from tests.ir import random_graphs
 
-TOLERANCE = 1e-10  # of the output's scale: float64 sums of a few hundred products err by about 1e-14, exp and log by more
+TOLERANCE = (
+    1e-10  # of the output's scale: float64 sums of a few hundred products err by about 1e-14, exp and log by more
+)
 Make = Callable[..., Tensor]
 
 
@@ -98,7 +100,14 @@ UNARY = {
     "square": ew.Square(),
 }
 POSITIVE_ONLY = {"log": ew.Log(), "sqrt": ew.Sqrt(), "rsqrt": ew.Rsqrt()}
-BINARY = {"add": ew.Add(), "sub": ew.Sub(), "mul": ew.Mul(), "div": ew.Div(), "maximum": ew.Maximum(), "minimum": ew.Minimum()}
+BINARY = {
+    "add": ew.Add(),
+    "sub": ew.Sub(),
+    "mul": ew.Mul(),
+    "div": ew.Div(),
+    "maximum": ew.Maximum(),
+    "minimum": ew.Minimum(),
+}
 
 SMOOTH: dict[str, Graph] = {
     **{name: graph_of(lambda b, x, op=op: b.apply(op, x), (3, 5)) for name, op in UNARY.items()},
@@ -119,7 +128,9 @@ SMOOTH: dict[str, Graph] = {
     "take_rows": graph_of(lambda b, x, i: b.take(x, i), (3, 5), (2, 4), dtypes="fi"),
     "take_vectors": graph_of(lambda b, x, i: b.take(x, i), (3,), (2, 4), dtypes="fi"),
     "take_matrices": graph_of(lambda b, x, i: b.take(x, i), (3, 5, 2), (), dtypes="fi"),
-    "dynamic_update": graph_of(lambda b, x, y, i: b.dynamic_update(x, y, i, -2), (2, 7, 3), (2, 4, 3), (), dtypes="ffi"),
+    "dynamic_update": graph_of(
+        lambda b, x, y, i: b.dynamic_update(x, y, i, -2), (2, 7, 3), (2, 4, 3), (), dtypes="ffi"
+    ),
     "matmul": graph_of(lambda b, x, y: b.matmul(x, y), (2, 1, 3, 5), (4, 5, 7)),
     "matmul_transposed": graph_of(
         lambda b, x, y: b.matmul(x, y, transpose_a=True, transpose_b=True), (2, 5, 3), (7, 5)
@@ -153,7 +164,10 @@ POOLS = {
     )
 }
 DISCRETE = {
-    **{name: graph_of(lambda b, x, y, kind=name: b.apply(Compare(kind), x, y), (3, 5), (5,)) for name in ("lt", "le", "eq")},
+    **{
+        name: graph_of(lambda b, x, y, kind=name: b.apply(Compare(kind), x, y), (3, 5), (5,))
+        for name in ("lt", "le", "eq")
+    },
     "int_arithmetic": graph_of(lambda b, x, y: b.maximum(x + y, x * y), (3, 5), (5,), dtypes="ii"),
     "int_comparison": graph_of(lambda b, x, y: b.equal(x, y), (3, 5), (5,), dtypes="ii"),
     "cast_to_int": graph_of(lambda b, x: b.cast(x * 3.0, "int32"), (3, 5)),

@@ -127,6 +127,17 @@ def test_report_of_a_study_without_results_says_so(tmp_path):
     assert "never works" in text
 
 
+def test_report_says_why_a_model_was_not_shipped(tmp_path):
+    """A model of the front that could not be compiled has the reason where its artifact would be."""
+
+    def cost(point):
+        return float(point.choices[0])
+
+    with search(Grid((3,)), objectives=[cost], budget=3, storage=tmp_path) as study:
+        study.record_unshipped(study.pareto_front()[0].number, "CompileError: no kernel")
+    assert "CompileError: no kernel" in write_report(load_study(tmp_path)).page.read_text()
+
+
 def test_report_needs_a_place(tmp_path):
     """A study in memory is told to name a folder; a place that cannot be written is a clear error."""
 

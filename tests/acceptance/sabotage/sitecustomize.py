@@ -81,7 +81,7 @@ class Killer:
         for name in ("fsync", "replace"):
             self.around(os, name)
 
-    def patches(self) -> dict[str, Callable[[ModuleType], None]]:
+    def patches(self) -> dict[str, Callable[[ModuleType], object]]:
         """Return what to do with each module after its import."""
         return {
             "nas.proposals": lambda module: self.around(module.Proposer, "propose"),
@@ -98,7 +98,7 @@ class Breaker:
     def __init__(self, modes: dict[str, str]) -> None:
         self._modes = modes
 
-    def patches(self) -> dict[str, Callable[[ModuleType], None]]:
+    def patches(self) -> dict[str, Callable[[ModuleType], object]]:
         """Return what to do with each module after its import."""
         return {
             "codegen.compile": self._limit_hangs,
@@ -159,7 +159,7 @@ def end_by_segfault() -> None:
 class Patching:
     """Import hook that changes modules once they are executed."""
 
-    def __init__(self, patches: dict[str, Callable[[ModuleType], None]]) -> None:
+    def __init__(self, patches: dict[str, Callable[[ModuleType], object]]) -> None:
         self._patches = patches
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:

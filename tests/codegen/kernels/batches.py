@@ -18,7 +18,9 @@ def inputs_of(kernel: Kernel, seed: int = 0) -> list[np.ndarray]:
     """Standard normal numbers; whole numbers below 2, which index any table of two rows."""
     rng = np.random.default_rng(seed)
     return [
-        rng.standard_normal(t.shape).astype(np.float32) if t.is_float else np.asarray(rng.integers(0, 2, t.shape), t.dtype)
+        rng.standard_normal(t.shape).astype(np.float32)
+        if t.is_float
+        else np.asarray(rng.integers(0, 2, t.shape), t.dtype)
         for t in kernel.inputs
     ]
 
@@ -68,7 +70,9 @@ def _complaint(function: object, kernel: Kernel, operands: Sequence[np.ndarray],
         outside = np.array(whole)
         start = (middle.ctypes.data - whole.ctypes.data) // whole.dtype.itemsize
         assert start >= GUARD
-        outside[start : start + middle.size] = np.nan if whole.dtype.kind == "f" else np.full((), -1).astype(whole.dtype)
+        outside[start : start + middle.size] = (
+            np.nan if whole.dtype.kind == "f" else np.full((), -1).astype(whole.dtype)
+        )
         if not np.all(np.isnan(outside) if whole.dtype.kind == "f" else outside == np.full((), -1).astype(whole.dtype)):
             return "wrote outside an operand"
     with np.errstate(all="ignore"):

@@ -11,7 +11,9 @@ from ir.types import TensorType
 from tests.codegen.kernels.batches import ISAS, check_all
 
 
-def conv(x: tuple[int, ...], w: tuple[int, ...], *, strides=None, padding=None, dilation=None, groups=1) -> WindowKernel:
+def conv(
+    x: tuple[int, ...], w: tuple[int, ...], *, strides=None, padding=None, dilation=None, groups=1
+) -> WindowKernel:
     """A convolution; stride 1, no padding, no dilation unless said otherwise."""
     axes = len(x) - 2
     op = Conv(strides or (1,) * axes, padding or ((0, 0),) * axes, dilation or (1,) * axes, groups)
