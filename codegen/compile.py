@@ -19,7 +19,7 @@ from codegen.measure import pinned_worker
 from codegen.targets.base import Target
 from codegen.torch_backend import to_module
 from codegen.tuning import Progress, TuningDatabase, tune
-from codegen.workers import Worker
+from codegen.workers import RemoteError, Worker
 from ir.errors import CompileError, VerificationError
 from ir.graph import Graph, Node, Value
 from ir.hashing import canonical_hash
@@ -79,9 +79,11 @@ def compile_graph(
     inputs = sample_inputs(graph)
     expected = torch_outputs(graph, params, inputs)
     worker = _worker(target.threads)
-    built, outputs = worker.call(
-        lower.build_and_run, graph, dict(params), target, database, inputs, timeout_s=TIMEOUT_S
-    )
+    arguments = (graph, dict(params), target, database, inputs)
+    try:
+        built, outputs = worker.call(lower.build_and_run, *arguments, timeout_s=TIMEOUT_S)
+    except RemoteError as error:
+        raise CompileError("code generation failed", found=error.found) from error
     error = _verify(graph, expected, outputs)
     bounds = index_bounds(graph)
     return Artifact(

@@ -6,7 +6,7 @@
     for trial in study.pareto_front():
         print(trial.number, trial.values, trial.architecture)
 
-    artifact = nas.compile(study.best(), study=study, target="cpu")
+    artifact = nas.compile(study.best(), target="cpu")
     artifact.save("best.nas")
     model = nas.load("best.nas")
 

@@ -33,7 +33,6 @@ def compile(
     model: Trial | Architecture | Graph | Artifact,
     *,
     target: str | Target = "cpu",
-    study: Study | None = None,
     task: str | Task | None = None,
     weights: Weights | None = None,
     threads: int | None = None,
@@ -50,7 +49,6 @@ def compile(
     Args:
         model: A trial, with its trained weights; an architecture or a graph; or an artifact to compile again.
         target: Target or its name.
-        study: The study of a trial.
         task: Task of an architecture, which fixes inputs and outputs.
         weights: Parameters by name; a trial's own, an artifact's own, or freshly initialised ones where None.
         threads: Threads to compile for; all CPUs of the process where None.
@@ -76,7 +74,7 @@ def compile(
     if tuning_trials is None:
         tuning_trials = DEFAULT_TUNING_TRIALS if opt_level == 3 else 0
     shape = {name: size for name, size in (("batch", batch), ("seq_len", seq_len)) if size is not None}
-    graph, own_weights, metadata = _prepare(model, study, task, shape, weights is None)
+    graph, own_weights, metadata = _prepare(model, task, shape, weights is None)
     resolved = resolve_target(target, threads)
     from codegen.compile import compile_graph
 
@@ -182,7 +180,7 @@ def measured_shape(study: Study) -> dict[str, Any]:
 
 
 def _prepare(
-    model: Any, study: Study | None, task: str | Task | None, shape: dict[str, Any], with_weights: bool
+    model: Any, task: str | Task | None, shape: dict[str, Any], with_weights: bool
 ) -> tuple[Graph, Weights | None, dict[str, Any]]:
     """Return the graph of a model, the weights that belong to it, and what to record in the artifact."""
     from codegen.artifact import Artifact
@@ -190,15 +188,15 @@ def _prepare(
     from nas.trial import Trial
 
     if isinstance(model, Trial):
-        if study is None:
+        if model.study is None:
             raise InputError(
-                "a trial alone has neither weights nor a task",
+                "a trial without a study has neither weights nor a task",
                 where=f"trial {model.number}",
-                expected="study=...",
-                found="none",
-                hint="give the study that it came from: nas.compile(trial, study=study)",
+                expected="a trial of a study",
+                found="one made by hand",
+                hint="take it from nas.search, nas.load_study(...).trials or study.best()",
             )
-        return _prepare_trial(model, study, shape, with_weights)
+        return _prepare_trial(model, model.study, shape, with_weights)
     if isinstance(model, Artifact):
         from ir.serialize import graph_from_json
 

@@ -294,7 +294,14 @@ class Study:
             raise self._inconsistent(record, f"trial {number} with its architecture")
         hash_ = str(record.get("hash"))
         self._trials.append(
-            Trial(number, hash_, record["architecture"], self.space.architecture, proposed_at=record.get("time", 0.0))
+            Trial(
+                number,
+                hash_,
+                record["architecture"],
+                self.space.architecture,
+                proposed_at=record.get("time", 0.0),
+                study=self,
+            )
         )
         self._hashes.add(hash_)
         self._running.add(number)

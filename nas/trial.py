@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ir.errors import StorageError
+
+if TYPE_CHECKING:
+    from nas.study import Study
 
 Source: TypeAlias = Literal["trained", "supernet", "proxy", "predicted", "measured", "counted", "custom"]
 State: TypeAlias = Literal["running", "finished", "infeasible", "failed"]
@@ -72,6 +75,7 @@ class Trial:
         ended_at: Seconds since the epoch, None while running.
         seconds: How long the evaluation took.
         artifact: Path of the compiled model relative to the run folder, where one was shipped.
+        study: The study it belongs to, which holds its weights; None for a trial made by hand.
     """
 
     number: int
@@ -88,6 +92,7 @@ class Trial:
     ended_at: float | None = None
     seconds: float = 0.0
     artifact: str | None = None
+    study: Study | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def architecture(self) -> Any:

@@ -46,7 +46,6 @@ def compile_model(
         artifact = compile_to_artifact(
             found.model,
             target=target,
-            study=found.study,
             task=found.task,
             threads=threads,
             opt_level=3 if tuning_trials else opt_level,

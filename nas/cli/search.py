@@ -63,6 +63,7 @@ def search(
 
     Give the same command again to resume after an interruption; a larger --trials goes on with a finished study.
     """
+    from nas.api import resolve_target
     from nas.search import open_study
 
     training = {"steps": steps, "tokens": tokens, "seconds": seconds}
@@ -71,6 +72,8 @@ def search(
         budget = _budget(trials, hours)
         chosen = _executor(executor, workers, address, threads)
         loaded = _load_space(space, data)
+        if ship:
+            resolve_target(target, threads)  # what would end the shipping is said before anything is trained
         folder = out if out is not None else Path("runs") / loaded.name
         study = open_study(
             loaded,

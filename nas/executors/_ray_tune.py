@@ -97,6 +97,10 @@ class _Proposals(Searcher):
         self._retries = retries
         self._numbers: dict[str, int] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles searchers for its own snapshots, which are never read; the journal is the truth."""
+        return {}
+
     def suggest(self, trial_id: str) -> Any:
         if self.error is not None:
             return Searcher.FINISHED

@@ -20,6 +20,11 @@ def hang(*_: Any) -> None:
     ctypes.PyDLL(None).sleep(1000)
 
 
+def stumble(*_: Any) -> None:
+    """Raise what nobody foresaw."""
+    raise KeyError("Value(node=3, index=0)")
+
+
 def wrong_result(*arguments: Any) -> tuple[lower.Built, dict[str, np.ndarray]]:
     """Build properly, but return outputs that are a thousandth off."""
     built, outputs = lower.build_and_run(*arguments)

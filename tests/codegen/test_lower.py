@@ -125,7 +125,9 @@ OUTPUTS: dict[str, Callable[[Builder, Tensor], dict[str, Tensor]]] = {
     "int_constant": lambda b, x: {"c": b.constant(np.arange(6)), "y": b.exp(x)},
     "folded": lambda b, x: {"w": b.reshape(b.exp(weight(b, "w", 2, 3)), 6), "y": b.exp(x)},
     "weight_also_used": lambda b, x: {"w": (w := weight(b, "w", 8, 3)), "y": b.matmul(x, w)},
-    "recurrence_and_its_state": lambda b, x: dict(zip(("y", "last"), b.outer_scan(*[b.split_heads(x, 2)] * 3))),
+    "recurrence_and_its_state": lambda b, x: dict(
+        zip(("y", "last"), b.outer_scan(*[b.split_heads(x, 2)] * 3), strict=True)
+    ),
 }
 
 

@@ -157,7 +157,7 @@ def test_norm_takes_the_addition_before_it() -> None:
 
 
 def test_norm_leaves_other_additions_alone() -> None:
-    """A bias or a broadcast operand is no residual, nor is a sum that the factors are made of, which would be a cycle."""
+    """A bias is no residual, nor is a sum that the factors are made of: that would be a cycle."""
     assert selected(lambda b, x: b.rms_norm(x + weight(b, "bias", 8))) == [
         "fused(add)",
         "norm(rows=6,width=8,kind=rms_norm,epsilon=1e-05)",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from ir.interpret import evaluate
 from ir.ops import elementwise as ew
 from ir.ops.convolution import Pool
 from ir.ops.elementwise import Cast, Compare
-from ir.ops.recurrence import DECAYS, FORMS
+from ir.ops.recurrence import DECAYS, FORMS, Decay, Form
 from ir.types import Axis
 from tests.ir import random_graphs
 
@@ -38,7 +39,7 @@ def graph_of(make: Make, *shapes: tuple[int, ...], dtypes: str = "") -> Graph:
     b = Builder()
     names = {"f": "float32", "i": "int32", "b": "bool"}
     letters = dtypes.ljust(len(shapes), "f")
-    inputs = [b.input(f"x{i}", shape, names[letter]) for i, (shape, letter) in enumerate(zip(shapes, letters))]
+    inputs = [b.input(f"x{i}", shape, names[letters[i]]) for i, shape in enumerate(shapes)]
     return b.build(y=make(b, *inputs))
 
 
@@ -153,9 +154,12 @@ SMOOTH: dict[str, Graph] = {
     "linear_scan": graph_of(lambda b, x, y: b.linear_scan(b.sigmoid(x), y), (2, 7, 3, 2), (2, 7, 3, 2)),
     "linear_scan_one_step": graph_of(lambda b, x, y: b.linear_scan(x, y), (2, 1), (2, 1)),
 }
+KINDS: tuple[Literal["average", "max"], ...] = ("average", "max")
 POOLS = {
-    f"{kind}_pool_{name}": graph_of(lambda b, x, p=Pool(kind, window, strides, padding, counted): b.pool(x, p), shape)
-    for kind in ("average", "max")
+    f"{kind}_pool_{name}": graph_of(
+        lambda b, x, kind=kind, rest=(window, strides, padding, counted): b.pool(x, Pool(kind, *rest)), shape
+    )
+    for kind in KINDS
     for name, shape, window, strides, padding, counted in (
         ("1d", (2, 7, 3), (3,), (1,), ((1, 1),), False),
         ("causal", (2, 7, 3), (3,), (1,), ((2, 0),), True),
@@ -164,10 +168,9 @@ POOLS = {
     )
 }
 DISCRETE = {
-    **{
-        name: graph_of(lambda b, x, y, kind=name: b.apply(Compare(kind), x, y), (3, 5), (5,))
-        for name in ("lt", "le", "eq")
-    },
+    "lt": graph_of(lambda b, x, y: b.less(x, y), (3, 5), (5,)),
+    "le": graph_of(lambda b, x, y: b.less_equal(x, y), (3, 5), (5,)),
+    "eq": graph_of(lambda b, x, y: b.equal(x, y), (3, 5), (5,)),
     "int_arithmetic": graph_of(lambda b, x, y: b.maximum(x + y, x * y), (3, 5), (5,), dtypes="ii"),
     "int_comparison": graph_of(lambda b, x, y: b.equal(x, y), (3, 5), (5,), dtypes="ii"),
     "cast_to_int": graph_of(lambda b, x: b.cast(x * 3.0, "int32"), (3, 5)),
@@ -198,7 +201,7 @@ def test_cases_cover_every_row() -> None:
     assert [op.name for op in TORCH if op not in seen] == []
 
 
-def outer_scan(decay: str, steps: int, *, form: str = "auto", state: bool = False, chunk: int = 16) -> Graph:
+def outer_scan(decay: Decay, steps: int, *, form: Form = "auto", state: bool = False, chunk: int = 16) -> Graph:
     """A recurrence with all its outputs; decays are below one."""
     b = Builder()
     batch, heads, keys, values = 2, 3, 4, 5
@@ -213,7 +216,7 @@ def outer_scan(decay: str, steps: int, *, form: str = "auto", state: bool = Fals
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("decay", DECAYS)
-def test_outer_scan_equals_numpy(decay: str, form: str) -> None:
+def test_outer_scan_equals_numpy(decay: Decay, form: Form) -> None:
     """Every form of every recurrence steps as its definition does, with and without an initial state.
 
     One step, less than a chunk, whole chunks, and chunks with a rest.
@@ -225,21 +228,22 @@ def test_outer_scan_equals_numpy(decay: str, form: str) -> None:
 @pytest.mark.parametrize("state", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("decay", DECAYS)
-def test_outer_scan_is_differentiable(decay: str, form: str, state: bool) -> None:
+def test_outer_scan_is_differentiable(decay: Decay, form: Form, state: bool) -> None:
     """Gradients of queries, keys, values, decays and the initial state match finite differences, over a short chunk."""
     check_gradient(outer_scan(decay, 5, form=form, state=state, chunk=2))
 
 
 def test_outer_scan_survives_strong_decay() -> None:
     """Decays that vanish in float32 within a chunk give neither infinities nor NaN, forward or backward."""
-    for decay, form in itertools.product(("head", "key"), FORMS):
+    decays: tuple[Decay, ...] = ("head", "key")
+    for decay, form in itertools.product(decays, FORMS):
         graph = outer_scan(decay, 37, form=form)
         inputs = {name: torch.from_numpy(array).float().requires_grad_() for name, array in draw(graph).items()}
         inputs["gate0"] = (inputs["gate0"].detach() + 100.0).requires_grad_()
         outputs = to_module(graph)(**inputs)
-        sum(output.sum() for output in outputs.values()).backward()
+        torch.stack([output.sum() for output in outputs.values()]).sum().backward()
         assert all(torch.isfinite(output).all() for output in outputs.values())
-        assert all(torch.isfinite(tensor.grad).all() for tensor in inputs.values())
+        assert all(tensor.grad is not None and torch.isfinite(tensor.grad).all() for tensor in inputs.values())
 
 
 def attention_graphs(queries: int, keys: int, every: int = 1) -> list[Graph]:
@@ -273,7 +277,9 @@ def test_attention_equals_numpy(queries: int, keys: int, every: int) -> None:
     for graph in attention_graphs(queries, keys, every):
         for position in (0, 2, keys + 4) if "offset" in graph.inputs else (0,):
             inputs = draw(graph)
-            check(graph, inputs | {"offset": np.int32(position)} if "offset" in graph.inputs else inputs)
+            if "offset" in inputs:
+                inputs["offset"] = np.array(position, np.int32)
+            check(graph, inputs)
 
 
 def test_attention_is_differentiable() -> None:
@@ -290,7 +296,7 @@ def test_attention_query_without_keys_gives_zeros() -> None:
     y.square().sum().backward()
     assert torch.equal(y[:, :2], torch.zeros_like(y[:, :2]))
     assert (y[:, 2:] != 0).any()
-    assert all(torch.isfinite(tensor.grad).all() for tensor in inputs.values())
+    assert all(tensor.grad is not None and torch.isfinite(tensor.grad).all() for tensor in inputs.values())
 
 
 EXACT = [recipe for op, recipe in random_graphs.RECIPES.items() if op not in (Cast, Compare)]
