@@ -9,24 +9,28 @@ of a pipe that it never reads and asks the kernel for a signal when the write en
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import IO, Any
 
-from ir.errors import KernelCrash, KernelTimeout, NasError
+from ir.errors import KernelCrash, KernelTimeout, NasError, StorageError
 
 _START_TIMEOUT_S = 120.0  # importing TVM takes 1-2 s on a quiet machine; this only bounds a broken installation
 _LOG_TAIL_CHARACTERS = 2000
+_FULL_BELOW_BYTES = 1 << 16  # LLVM ends its process, without a word that can be caught, when a file has no room
 
 
 class RemoteError(NasError):
@@ -80,6 +84,7 @@ class Worker:
         Raises:
             KernelCrash: The process ended during the call.
             KernelTimeout: The call took too long.
+            StorageError: There was no room for its temporary files.
             RemoteError: The function raised; its own NasError is raised as it was.
         """
         self.start()
@@ -110,8 +115,10 @@ class Worker:
                 f"{name} ran out of time", expected=f"at most {timeout_s:g} s", hint="raise the limit, or leave it out"
             ) from None
         except (EOFError, ConnectionError):
-            reason = self._live.obituary()
+            reason, is_full = self._live.obituary(), self._live.has_no_room()
             self.close()
+            if is_full:
+                raise _no_room(name, reason) from None
             raise KernelCrash(f"{name} ended its process", found=reason) from None
         except BaseException:
             self.close()  # interrupted between question and answer: the next question must not get this one's answer
@@ -120,6 +127,8 @@ class Worker:
             return value
         if isinstance(value, NasError):
             raise value
+        if os.strerror(errno.ENOSPC) in value:
+            raise _no_room(name, value)
         raise RemoteError(f"{name} failed in a worker process", found=value)
 
 
@@ -129,13 +138,15 @@ class _Process:
     def __init__(self, cpus: tuple[int, ...], environment: dict[str, str]) -> None:
         self._connection, theirs = Pipe()
         lifeline, self._lifeline = os.pipe()
+        self._folder = tempfile.mkdtemp(prefix="nas-worker-")
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
         command = "import sys; from codegen.workers import serve; serve(*map(int, sys.argv[1:]))"
         try:
             self.popen = subprocess.Popen(
                 [sys.executable, "-c", command, str(theirs.fileno()), str(lifeline), *map(str, cpus)],
-                env={**os.environ, "PYTHONPATH": modules, **environment},
+                env={**os.environ, "PYTHONPATH": modules, "TMPDIR": self._folder, **environment},
                 pass_fds=(theirs.fileno(), lifeline),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -167,6 +178,10 @@ class _Process:
         log = self._log.read().decode(errors="replace").strip()
         return f"{reason}, after printing: {log}" if log else reason
 
+    def has_no_room(self) -> bool:
+        """Tell whether the disk of its temporary files is full."""
+        return shutil.disk_usage(self._folder).free < _FULL_BELOW_BYTES
+
     def kill(self) -> None:
         """End the process, with everything it started, and leave no zombie."""
         with suppress(ProcessLookupError):
@@ -176,6 +191,16 @@ class _Process:
         with suppress(OSError):
             os.close(self._lifeline)
         self._log.close()
+        self._remove_folder()  # what it was writing when it was killed goes with it
+
+
+def _no_room(name: str, found: str) -> StorageError:
+    return StorageError(
+        f"{name} had no room for its files",
+        where=tempfile.gettempdir(),
+        found=found,
+        hint="make room there, or set TMPDIR to a folder with room",
+    )
 
 
 def serve(connection_fd: int, lifeline_fd: int, *cpus: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 import traceback
@@ -24,6 +25,10 @@ _TRACEBACK_LINES = 12
 _OF_THE_CANDIDATE = (SpaceError, ArtifactError, ParseError)
 # Errors that every further trial would meet too.
 _OF_THE_STUDY = (StorageError, InputError, TargetUnavailable)
+
+
+# What the system says when no trial could write its files.
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,9 @@ class Evaluator:
             return end(state="failed", **_explain(error))
         except _OF_THE_STUDY:
             raise
-        except Exception as error:  # noqa: BLE001 - as in `is_excluded`; the search goes on
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+                raise _no_room(job.number, error) from error
             return end(state="failed", **_explain(error))
         return end(state="finished")
 
@@ -117,6 +124,15 @@ def _evaluate(metric: Objective, context: Context) -> Quantity:
     if not math.isfinite(quantity.value):
         raise TrialFailure(f"{metric.name} is {quantity.value}", expected="a finite number", found=str(quantity.value))
     return quantity
+
+
+def _no_room(number: int, error: OSError) -> StorageError:
+    return StorageError(
+        "a file of this trial cannot be written",
+        where=f"trial {number}",
+        found=f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror),
+        hint="make room, or set TMPDIR to a folder with room, then give the same command: the trial is run again",
+    )
 
 
 def _explain(error: Exception) -> dict[str, Any]:

@@ -154,18 +154,23 @@ SMOOTH: dict[str, Graph] = {
     "linear_scan": graph_of(lambda b, x, y: b.linear_scan(b.sigmoid(x), y), (2, 7, 3, 2), (2, 7, 3, 2)),
     "linear_scan_one_step": graph_of(lambda b, x, y: b.linear_scan(x, y), (2, 1), (2, 1)),
 }
-KINDS: tuple[Literal["average", "max"], ...] = ("average", "max")
+WINDOWS = {
+    "1d": ((2, 7, 3), (3,), (1,), ((1, 1),), False),
+    "causal": ((2, 7, 3), (3,), (1,), ((2, 0),), True),
+    "2d": ((1, 5, 6, 3), (2, 3), (2, 1), ((0, 1), (1, 2)), False),
+    "3d": ((1, 3, 4, 3, 2), (2, 2, 1), (1, 2, 1), ((0, 0), (1, 0), (0, 0)), True),
+}
+
+
+def pooling(kind: Literal["average", "max"], name: str) -> Graph:
+    """A pooling over one of the windows."""
+    shape, *rest = WINDOWS[name]
+    return graph_of(lambda b, x: b.pool(x, Pool(kind, *rest)), shape)
+
+
 POOLS = {
-    f"{kind}_pool_{name}": graph_of(
-        lambda b, x, kind=kind, rest=(window, strides, padding, counted): b.pool(x, Pool(kind, *rest)), shape
-    )
-    for kind in KINDS
-    for name, shape, window, strides, padding, counted in (
-        ("1d", (2, 7, 3), (3,), (1,), ((1, 1),), False),
-        ("causal", (2, 7, 3), (3,), (1,), ((2, 0),), True),
-        ("2d", (1, 5, 6, 3), (2, 3), (2, 1), ((0, 1), (1, 2)), False),
-        ("3d", (1, 3, 4, 3, 2), (2, 2, 1), (1, 2, 1), ((0, 0), (1, 0), (0, 0)), True),
-    )
+    **{f"average_pool_{name}": pooling("average", name) for name in WINDOWS},
+    **{f"max_pool_{name}": pooling("max", name) for name in WINDOWS},
 }
 DISCRETE = {
     "lt": graph_of(lambda b, x, y: b.less(x, y), (3, 5), (5,)),
