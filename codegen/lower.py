@@ -15,7 +15,8 @@ import numpy as np
 
 from codegen._tvm import TIR_PIPELINE, PassContext, Target, relax, tvm
 from codegen.kernels.base import Array, Kernel, Knobs
-from codegen.select import KernelCall, Static, Table, aliases, select
+from codegen.selection.select import aliases, select
+from codegen.selection.state import KernelCall, Static, Table
 from codegen.targets.base import Target as NasTarget
 from codegen.tuning import TuningDatabase
 from ir.errors import CompileError

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pytest
 
 from codegen.kernels.expressions import EXPRESSIONS
-from codegen.select import GENERATORS
+from codegen.selection.select import GENERATORS
 from codegen.torch_backend import TORCH
 from ir.op import Op
 from ir.ops.reduction import Max, Mean, Sum
@@ -19,7 +19,7 @@ STRUCTURE: tuple[type[Op], ...] = (Component, Constant, Input, Parameter)
 
 BACKENDS: dict[str, Collection[type[Op]]] = {
     "torch (codegen.torch_backend.TORCH)": TORCH,
-    "kernels (codegen.select.GENERATORS, codegen.kernels.expressions.EXPRESSIONS, reductions)": (
+    "kernels (codegen.selection.select.GENERATORS, codegen.kernels.expressions.EXPRESSIONS, reductions)": (
         *GENERATORS,
         *EXPRESSIONS,
         *(Sum, Mean, Max),

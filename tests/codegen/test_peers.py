@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ir.serialize import graph_to_json
 
 from codegen import peers
 from codegen.artifact import Artifact
 from ir.builder import Builder
 from ir.errors import InputError, VerificationError
+from ir.serialize import graph_to_json
 from ir.types import Axis
 from tests.codegen import tiny_artifact
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from codegen import lower
-from codegen.select import KernelCall, Static, Table, aliases, select
+from codegen.selection.select import aliases, select
+from codegen.selection.state import KernelCall, Static, Table
 from ir.builder import Builder, Tensor
 from ir.errors import CompileError
 from ir.graph import Graph
@@ -325,7 +326,7 @@ def test_operation_without_a_kernel_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with b.scope("layers.0.mixer"):
         graph = b.build(y=b.cumsum(x, 1))
     generators = {op: row for op, row in select.__globals__["GENERATORS"].items() if op.name != "cumsum"}
-    monkeypatch.setattr("codegen.select.GENERATORS", generators)
+    monkeypatch.setattr("codegen.selection.select.GENERATORS", generators)
     with pytest.raises(CompileError) as error:
         select(graph)
     assert str(error.value) == "layers.0.mixer/cumsum_1: no kernel for this operation\n  found: cumsum"

@@ -1,0 +1,222 @@
+"""Second round: operations with a kernel generator of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from codegen.kernels.attention import AttentionKernel
+from codegen.kernels.base import Kernel
+from codegen.kernels.batch_gemm import BatchGemmKernel
+from codegen.kernels.norm import NormKernel
+from codegen.kernels.recurrence import OuterScanKernel
+from codegen.kernels.rope import RopeKernel
+from codegen.kernels.scan import ScanKernel
+from codegen.kernels.selective_scan import SelectiveScanKernel
+from codegen.kernels.window import WindowKernel
+from codegen.selection.state import Selection, Table, row_count
+from ir.errors import CompileError
+from ir.graph import Node, Value
+from ir.op import Op
+from ir.ops import attention as at
+from ir.ops import contraction as ct
+from ir.ops import convolution as cv
+from ir.ops import elementwise as ew
+from ir.ops import normalization as nm
+from ir.ops import recurrence as rc
+from ir.ops import reduction as rd
+from ir.ops import shape as sh
+from ir.ops.structure import Constant
+
+POSITIVE: Final = (ew.Exp, ew.Relu, ew.Sigmoid, ew.Softplus, ew.Square)
+"""Functions that are never negative."""
+
+
+def _attention(state: Selection, node: Node) -> None:
+    op = node.op
+    assert isinstance(op, at.Attention)
+    q, k, v = (state.graph.type_of(operand).shape for operand in node.operands[:3])
+    bias = state.graph.type_of(node.operands[-1]).shape if op.has_bias else None
+    kernel = AttentionKernel(
+        batch=q[0],
+        q_len=q[1],
+        kv_len=k[1],
+        heads=q[2],
+        kv_heads=k[2],
+        head_dim=q[3],
+        value_dim=v[3],
+        scale=op.scale,
+        causal=op.causal,
+        window=op.window,
+        alibi_slopes=op.alibi,
+        bias_shape=None if bias is None else (1,) * (4 - len(bias)) + bias,
+        offset=op.has_offset,
+    )
+    state.add(kernel, node.operands, node.results, [node.id])
+
+
+def _rope(state: Selection, node: Node) -> None:
+    op = node.op
+    assert isinstance(op, at.Rope)
+    if op.has_offset:
+        return  # no table can cover a position that is not known: left to the chains, which compute the angles
+    batch, steps, heads, dim = node.types[0].shape
+    kernel = RopeKernel(batch=batch, t=steps, heads=heads, dim=dim, base=op.base)
+    state.add(kernel, [node.operands[0], Table(Constant.from_array(kernel.table()))], node.results, [node.id])
+
+
+def _outer_scan(state: Selection, node: Node) -> None:
+    op = node.op
+    assert isinstance(op, rc.OuterScan)
+    batch, steps, heads, keys = state.graph.type_of(node.operands[0]).shape
+    values = state.graph.type_of(node.operands[2]).shape[3]
+    wants_state = bool(state.graph.users(node.results[1])) or node.results[1] in state.outputs
+    results = node.results if wants_state else node.results[:1]
+    if op.decay == "state":
+        kernel: Kernel = SelectiveScanKernel(
+            batch=batch,
+            t=steps,
+            channels=values,
+            state=keys,
+            heads=heads,
+            scale=op.scale,
+            decaying=_is_decaying(state, gates=node.operands[3], rate=node.operands[4]),
+            initial_state=op.has_state,
+            final_state=wants_state,
+        )
+    else:
+        kernel = OuterScanKernel(
+            batch=batch,
+            t=steps,
+            heads=heads,
+            dk=keys,
+            dv=values,
+            decay=op.decay,
+            scale=op.scale,
+            initial_state=op.has_state,
+            final_state=wants_state,
+        )
+    state.add(kernel, node.operands, results, [node.id])
+
+
+def _is_decaying(state: Selection, gates: Value, rate: Value) -> bool:
+    """Whether every gate * rate is certainly at most zero: a positive function times a negated one."""
+    negated = _below_views(state, rate)
+    return (
+        isinstance(_below_views(state, gates).op, POSITIVE)
+        and isinstance(negated.op, ew.Neg)
+        and isinstance(_below_views(state, negated.operands[0]).op, POSITIVE)
+    )
+
+
+def _below_views(state: Selection, value: Value) -> Node:
+    """The node that computes a value's elements, whatever their order."""
+    node = state.producer(value)
+    while isinstance(node.op, sh.Reshape | sh.Transpose | sh.Broadcast | sh.Slice):
+        node = state.producer(node.operands[0])
+    return node
+
+
+def _norm(state: Selection, node: Node) -> None:
+    """A norm, with the addition before it if nothing else has taken that.
+
+    layer_norm(add(x, y), scale)  becomes  norm(x, y, scale), which also writes the sum
+    """
+    op, type_ = node.op, node.types[0]
+    assert isinstance(op, nm.LayerNorm | nm.RmsNorm)
+    factors = node.operands[1:]
+    below = state.producer(node.operands[0])
+    fuse = (
+        isinstance(below.op, ew.Add)
+        and state.is_free(below)
+        and _same_run_time_types(state, below)
+        and all(factor.node in state.static for factor in factors)  # others may themselves need the sum
+    )
+    kernel = NormKernel(
+        rows=row_count(type_.shape),
+        width=type_.shape[-1],
+        kind="layer_norm" if isinstance(op, nm.LayerNorm) else "rms_norm",
+        epsilon=op.epsilon,
+        residual=fuse,
+        scale=len(factors) > 0,
+        bias=len(factors) > 1,
+    )
+    if fuse:
+        state.add(kernel, [*below.operands, *factors], [node.results[0], below.results[0]], [below.id, node.id])
+    else:
+        state.add(kernel, node.operands, node.results, [node.id])
+
+
+def _same_run_time_types(state: Selection, node: Node) -> bool:
+    static = any(operand.node in state.static for operand in node.operands)
+    return not static and all(t == node.types[0] for t in state.graph.operand_types(node))
+
+
+def _softmax(state: Selection, node: Node) -> None:
+    op, shape = node.op, node.types[0].shape
+    assert isinstance(op, nm.Softmax)
+    if op.axis % len(shape) != len(shape) - 1:
+        raise CompileError("softmax is compiled along the last axis only", where=node.path, hint="transpose around it")
+    state.add(NormKernel(row_count(shape), shape[-1], "softmax"), node.operands, node.results, [node.id])
+
+
+def _window(state: Selection, node: Node) -> None:
+    op = node.op
+    assert isinstance(op, cv.Conv | cv.Pool)
+    types = state.graph.operand_types(node)
+    weight = types[1] if isinstance(op, cv.Conv) else None
+    state.add(WindowKernel(types[0], weight, op), node.operands, node.results, [node.id])
+
+
+def _scan(state: Selection, node: Node) -> None:
+    op = node.op
+    assert isinstance(op, rc.LinearScan | rd.Cumsum)
+    axis = op.axis if isinstance(op, rd.Cumsum) else 1
+    kernel = ScanKernel.along(node.types[0].shape, axis, decay=isinstance(op, rc.LinearScan))
+    state.add(kernel, node.operands, node.results, [node.id])
+
+
+def _batch_product(state: Selection, node: Node) -> None:
+    op = node.op
+    assert isinstance(op, ct.Matmul)
+    a, b = state.graph.operand_types(node)
+    a_products, b_products, batch = (
+        row_count(a.shape[:-1]),
+        row_count(b.shape[:-1]),
+        row_count(node.types[0].shape[:-1]),
+    )
+    if not {a_products, b_products} <= {1, batch}:
+        raise CompileError(
+            "a product of run-time operands needs equal leading axes, or one operand for all",
+            where=node.path,
+            found=f"{a} and {b}",
+            hint="broadcast the smaller operand first",
+        )
+    rows, columns = node.types[0].shape[-2:]
+    kernel = BatchGemmKernel(
+        batch=batch,
+        m=rows,
+        n=columns,
+        k=a.shape[-2] if op.transpose_a else a.shape[-1],
+        transpose_a=op.transpose_a,
+        transpose_b=op.transpose_b,
+        a_shared=a_products < batch,
+        b_shared=b_products < batch,
+    )
+    state.add(kernel, node.operands, node.results, [node.id])
+
+
+GENERATORS: Final[dict[type[Op], Callable[[Selection, Node], None]]] = {
+    at.Attention: _attention,
+    at.Rope: _rope,
+    ct.Matmul: _batch_product,
+    cv.Conv: _window,
+    cv.Pool: _window,
+    nm.LayerNorm: _norm,
+    nm.RmsNorm: _norm,
+    nm.Softmax: _softmax,
+    rc.LinearScan: _scan,
+    rc.OuterScan: _outer_scan,
+    rd.Cumsum: _scan,
+}
+"""Operations with a kernel generator of their own."""
