@@ -305,8 +305,9 @@ def build_and_run(
     with tempfile.TemporaryDirectory(prefix="nas-") as folder:
         path = Path(folder) / "library.so"
         path.write_bytes(built.library)
-        arguments = [*(inputs[name] for name in graph.inputs), *built.weights.values()]
         machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
-        result = machine["forward"](*(tvm.runtime.tensor(np.asarray(array)) for array in arguments))
-        tensors = [result] if len(graph.outputs) == 1 else list(result)
-        return built, {name: t.numpy() for (name, _), t in zip(graph.outputs, tensors, strict=True)}
+    # The code may end this process: the file that it was loaded from is gone by then.
+    arguments = [*(inputs[name] for name in graph.inputs), *built.weights.values()]
+    result = machine["forward"](*(tvm.runtime.tensor(np.asarray(array)) for array in arguments))
+    tensors = [result] if len(graph.outputs) == 1 else list(result)
+    return built, {name: t.numpy() for (name, _), t in zip(graph.outputs, tensors, strict=True)}

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import traceback
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
@@ -115,9 +114,9 @@ class Worker:
                 f"{name} ran out of time", expected=f"at most {timeout_s:g} s", hint="raise the limit, or leave it out"
             ) from None
         except (EOFError, ConnectionError):
-            reason, is_full = self._live.obituary(), self._live.has_no_room()
+            reason = self._live.obituary()
             self.close()
-            if is_full:
+            if shutil.disk_usage(tempfile.gettempdir()).free < _FULL_BELOW_BYTES:
                 raise _no_room(name, reason) from None
             raise KernelCrash(f"{name} ended its process", found=reason) from None
         except BaseException:
@@ -138,15 +137,13 @@ class _Process:
     def __init__(self, cpus: tuple[int, ...], environment: dict[str, str]) -> None:
         self._connection, theirs = Pipe()
         lifeline, self._lifeline = os.pipe()
-        self._folder = tempfile.mkdtemp(prefix="nas-worker-")
-        self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
         command = "import sys; from codegen.workers import serve; serve(*map(int, sys.argv[1:]))"
         try:
             self.popen = subprocess.Popen(
                 [sys.executable, "-c", command, str(theirs.fileno()), str(lifeline), *map(str, cpus)],
-                env={**os.environ, "PYTHONPATH": modules, "TMPDIR": self._folder, **environment},
+                env={**os.environ, "PYTHONPATH": modules, **environment},
                 pass_fds=(theirs.fileno(), lifeline),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -178,10 +175,6 @@ class _Process:
         log = self._log.read().decode(errors="replace").strip()
         return f"{reason}, after printing: {log}" if log else reason
 
-    def has_no_room(self) -> bool:
-        """Tell whether the disk of its temporary files is full."""
-        return shutil.disk_usage(self._folder).free < _FULL_BELOW_BYTES
-
     def kill(self) -> None:
         """End the process, with everything it started, and leave no zombie."""
         with suppress(ProcessLookupError):
@@ -191,7 +184,6 @@ class _Process:
         with suppress(OSError):
             os.close(self._lifeline)
         self._log.close()
-        self._remove_folder()  # what it was writing when it was killed goes with it
 
 
 def _no_room(name: str, found: str) -> StorageError:

@@ -26,18 +26,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli
 import torch
-import yaml
 
 import nas.cli
-from searchspaces import registry
+from codegen.measure import Latency
+from nas.cli.app import app
+from searchspaces import registry, schema
 from searchspaces.space import Space, load_space
+from searchspaces.yaml_source import read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -114,9 +116,9 @@ class Page:
             path.write_text(block.text, encoding="utf-8")
             if block.language == "yaml" and block.mark != "malformed":
                 load_space(path)
-                self._space = yaml.safe_load(block.text)
+                self._space = read_yaml(path).data
         elif block.language == "yaml":
-            self._lay_over(yaml.safe_load(block.text))
+            self._lay_over(block)
         elif block.language == "console":
             for command, expected in commands_of(block):
                 self._run_command(block, command, expected)
@@ -147,10 +149,12 @@ class Page:
         assert code == 0, f"{block.place}: {command} ended with {code}\n{err}"
         compare(block, expected, out)
 
-    def _lay_over(self, fragment: dict[str, Any]) -> None:
+    def _lay_over(self, block: Block) -> None:
         """Check that the page's space with a fragment in place of its own keys is valid."""
+        path = self._folder / "fragment.yaml"
+        path.write_text(block.text, encoding="utf-8")
         space = {**self._space}
-        for section, value in fragment.items():
+        for section, value in read_yaml(path).data.items():
             own = space.get(section)
             space[section] = {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
         Space.from_dict(space)
@@ -239,13 +243,11 @@ def test_docs_blocks_run_and_print_what_they_show(page: Path, tmp_path: Path, mo
     """Whoever types what a page says gets what it shows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # worker processes start in another folder than these tests
     runner = Page(tmp_path, monkeypatch)
     try:
         for block in blocks_of(page):
-            import time, os; t=time.time(); c=sum(os.times()[:4]); t0=c
             runner.run(block)
-            print(block.place, round(time.time()-t,1), round(sum(os.times()[:4])-c,1))
     finally:
         monkeypatch.undo()
         forget_installed()
@@ -302,6 +304,38 @@ def test_readme_lists_what_the_registries_hold() -> None:
     assert listed(PAGES[0], "`nas list`") == expected
 
 
+def test_readme_uses_every_verb() -> None:
+    """A verb that the tour leaves out would not be found."""
+    text = PAGES[0].read_text(encoding="utf-8")
+    verbs = {command.name for command in app.registered_commands}
+    assert verbs >= {"search", "show"}
+    assert [verb for verb in verbs if f"nas {verb}" not in text] == []
+
+
+def test_spaces_page_lists_every_key() -> None:
+    """The tables of the language are the schema's keys, section by section."""
+    page = ROOT / "docs" / "spaces.md"
+    text = page.read_text(encoding="utf-8")
+    sections = {
+        "At the top": schema.SpaceFile,
+        "Under `model`": schema.ModelSection,
+        "Under `block`": schema.BlockSection,
+        "Under `constraints`": schema.ConstraintsSection,
+        "Under `training`": schema.TrainingSection,
+    }
+    for heading, section in sections.items():
+        _, _, after = text.partition(f"\n{heading}")
+        keys = re.findall(r"^\| `(\w+)` \|", after.partition("\n\n| key")[2].partition("\n\n")[0], re.MULTILINE)
+        assert keys == [field.alias or name for name, field in section.model_fields.items()], heading
+
+
+def test_measurement_page_explains_every_field() -> None:
+    """The table of a measurement's record is the record."""
+    rows = (ROOT / "docs" / "measurement.md").read_text(encoding="utf-8").partition("| field | meaning |")[2]
+    named = [name for row in rows.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row)]
+    assert named == [field.name for field in fields(Latency)]
+
+
 def test_readme_names_every_make_target_it_uses() -> None:
     """The commands of the README are in the Makefile."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -317,8 +351,13 @@ def test_readme_shows_a_finished_demo() -> None:
     count = re.match(r"Pareto front: (\d+) of (\d+) trials\n", shown[1])
     assert count
     assert len(re.findall(r"^  runs/demo/artifacts/trial_\d+\.nas$", shown[1], re.MULTILINE)) == int(count[1])
-    assert ["trial", "token mixers", "params", "quality", "latency", "compiled vs torch"] == re.split(
-        r"  +", shown[1].splitlines()[2].strip()
-    )
+    assert re.split(r"  +", shown[1].splitlines()[2].strip()) == [
+        "trial",
+        "token mixers",
+        "params",
+        "quality",
+        "latency",
+        "compiled vs torch",
+    ]
     assert re.search(r"^  bits_per_byte in bits/byte, lower is better; .*\bbigram \d", shown[1], re.MULTILINE)
     assert re.search(r"^Next:\n  \S*nas bench runs/demo ", shown[1], re.MULTILINE)

@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -21,6 +22,7 @@ from nas.cli import bench, compile, doctor, list, report, search, show, verify
 from nas.cli.output import is_debugging, program, tell
 
 FAILED, INTERRUPTED = 1, 130
+_IMPORT_GRACE_S = 0.05  # until an interrupt that fell into an import is tried again
 _OF_THE_SYSTEM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE})
 
 
@@ -82,7 +84,8 @@ def root(
 
 def main() -> NoReturn:
     """Run the program and end the process."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app(prog_name=program())
     except Exception as error:  # the last resort of the program; nothing is swallowed, see NAS_DEBUG
@@ -95,9 +98,25 @@ def main() -> NoReturn:
     sys.exit(FAILED)
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """End on SIGTERM as on Ctrl-C, so that workers are stopped and locks are released."""
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl-C, so that workers are stopped and locks are released.
+
+    An import is let finish first: libraries such as torch abort the process when one of their own is interrupted.
+    """
+    if _is_importing(frame):
+        again = threading.Timer(_IMPORT_GRACE_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _explain(error: NasError) -> None:

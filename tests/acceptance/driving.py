@@ -113,14 +113,21 @@ def run_well(arguments: list[str], **options: Any) -> subprocess.CompletedProces
 def run_here(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Run `nas` within this process, which has its libraries loaded already."""
     capfd.readouterr()
-    usual = signal.getsignal(signal.SIGTERM)
+    code = exit_code(arguments)
+    out, errors = capfd.readouterr()
+    return subprocess.CompletedProcess(arguments, code, out, errors)
+
+
+def exit_code(arguments: list[str]) -> int:
+    """Run `nas` within this process and return its exit code."""
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with patch.object(sys, "argv", ["nas", *arguments]), pytest.raises(SystemExit) as ending:
             main()
     finally:
-        signal.signal(signal.SIGTERM, usual)
-    out, errors = capfd.readouterr()
-    return subprocess.CompletedProcess(arguments, ending.value.code or 0, out, errors)  # pyright: ignore[reportArgumentType]
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    return int(ending.value.code or 0)
 
 
 def journal_bytes(folder: Path) -> bytes:

@@ -82,11 +82,12 @@ def test_space_and_run_that_do_not_exist_are_told_apart(tmp_path, capfd):
     assert not list(tmp_path.iterdir())
 
 
-def test_json_of_a_search_is_alone_on_stdout_and_complete(tmp_path):
+def test_json_of_a_search_is_alone_on_stdout_and_complete(tmp_path, capfd):
     """One JSON object with the fields that scripts rely on; progress and tables are on stderr."""
     space = write_space(tmp_path)
     folder = tmp_path / "run"
-    done = run_well(search_arguments(space, folder, "--objective", "quality", "--json", trials=2))
+    arguments = search_arguments(space, folder, "--objective", "quality", "--json", trials=2)
+    done = run_here(capfd, arguments)
     result = json.loads(done.stdout)
     assert set(result) == {"run", "front", "trials"}
     assert result["run"] == str(folder)
@@ -96,8 +97,7 @@ def test_json_of_a_search_is_alone_on_stdout_and_complete(tmp_path):
     assert point["units"]["quality"] == "bits/byte" and point["source"]["quality"] == "trained"
     assert json.loads((folder / "journal.jsonl").read_text().splitlines()[0])["event"] == "study"
     assert "Pareto front" in done.stderr
-    again = run_well(search_arguments(space, folder, "--objective", "quality", "--json", trials=2))
-    assert json.loads(again.stdout) == result
+    assert json.loads(run_here(capfd, arguments).stdout) == result
 
 
 @pytest.mark.slow

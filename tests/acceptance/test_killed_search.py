@@ -19,6 +19,7 @@ from nas.strategies import base as strategies
 from nas.trial import Outcome, decode_quantities
 from tests.acceptance.driving import (
     DETERMINISTIC,
+    exit_code,
     journal_bytes,
     run_well,
     search_arguments,
@@ -128,7 +129,7 @@ def check_killed_search(folder: Path, strategy: str, *options: str, trials: int,
     space = write_space(folder)
     options = ("--strategy", strategy, *POPULATION[strategy], *options, "--quiet")
     whole, broken = folder / "whole", folder / "broken"
-    run_well(search_arguments(space, whole, *options, trials=trials))
+    assert exit_code(search_arguments(space, whole, *options, trials=trials)) == 0
     records = len(read_journal(whole))
     killed = kill_and_restart(
         search_arguments(space, broken, *options, trials=trials), broken, kills=kills, records=records, seed=seed

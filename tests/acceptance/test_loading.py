@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from tests.acceptance.driving import run_well, search_arguments, write_space
+from tests.acceptance.driving import exit_code, search_arguments, write_space
 
 # What the tool depends on, less numpy and TVM; `tvm_ffi` itself asks for torch and goes on without it.
 ABSENT = (
@@ -44,7 +44,7 @@ def test_shipped_model_loads_and_runs_without_the_libraries_that_made_it(tmp_pat
     from nas.ship import load_weights
 
     folder = tmp_path / "run"
-    run_well(search_arguments(write_space(tmp_path), folder, "--objective", "quality", trials=1))
+    assert exit_code(search_arguments(write_space(tmp_path), folder, "--objective", "quality", trials=1)) == 0
     study = load_study(folder)
     [trial] = study.pareto_front()
     assert trial.artifact is not None

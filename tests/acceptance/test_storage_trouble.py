@@ -1,9 +1,11 @@
-"""A full disk, a folder that cannot be written, two searches at once: a clear error, and nothing is lost."""
+"""A full disk, a folder that cannot be written, two searches at once, Ctrl-C: a clear message, and nothing is lost."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from nas.search import load_study
 from nas.storages.journal import read_journal
 from tests.acceptance.driving import (
     DETERMINISTIC,
+    exit_code,
     files_below,
     journal_bytes,
     run_here,
@@ -54,7 +57,7 @@ def whole(tmp_path_factory):
     """The run that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole")
     space = write_space(folder)
-    run_well(search_arguments(space, folder / "run", *DETERMINISTIC, trials=TRIALS))
+    assert exit_code(search_arguments(space, folder / "run", *DETERMINISTIC, trials=TRIALS)) == 0
     return folder / "run"
 
 
@@ -194,18 +197,51 @@ def test_resuming_with_a_changed_setting_is_refused_by_name(tmp_path, capfd, nam
     assert run_here(capfd, search_arguments(write_space(tmp_path), run, *options, trials=1)).returncode == 0
 
 
+def interrupt(process):
+    """Do what Ctrl-C does, and return what the program then said on stdout and stderr."""
+    os.kill(process.pid, signal.SIGINT)
+    out, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors and "same command" in errors
+    assert "Traceback" not in errors
+    return out, errors
+
+
 def test_interrupted_search_saves_its_state_and_says_how_to_go_on(tmp_path):
-    """Ctrl-C in the middle of a trial: exit code 130, a finished trial kept, the other run again, no process left."""
+    """Ctrl-C in the middle of a trial: exit code 130, the finished trial is kept, the other will be run again."""
     run = tmp_path / "run"
-    arguments = search_arguments(write_space(tmp_path), run, "--objective", "quality", "--steps", "2000", trials=2)
+    arguments = search_arguments(write_space(tmp_path), run, "--objective", "quality", "--steps", "200", trials=2)
     with start([*arguments, "--json"]) as process:
         assert process.stderr is not None
         while not process.stderr.readline().startswith("trial 1: training"):
             assert process.poll() is None
-        os.kill(process.pid, 2)
-        out, errors = process.communicate()
-    assert process.returncode == 130, errors
-    assert "interrupted" in errors and "same command" in errors
-    assert "Traceback" not in errors
+        out, _ = interrupt(process)
     assert out == ""
     assert [trial.state for trial in load_study(run).trials] == ["finished", "running"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.3])
+def test_interrupt_while_libraries_load_ends_like_any_other(tmp_path, delay_s):
+    """Torch aborts the process when an interrupt falls into its import: it is let finish first."""
+    arguments = search_arguments(write_space(tmp_path), tmp_path / "run", "--steps", "100000", trials=1)
+    with start(arguments) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        while "libtorch_cpu" not in maps.read_text():
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(delay_s)
+        interrupt(process)
+
+
+@pytest.mark.slow
+def test_interrupted_search_on_ray_saves_its_state(tmp_path):
+    """Ctrl-C reaches the search through Ray Tune, and what has not ended will be run again."""
+    run = tmp_path / "run"
+    options = ("--objective", "quality", "--steps", "100000", "--executor", "ray", "--workers", "2")
+    with start(search_arguments(write_space(tmp_path), run, *options, trials=4)) as process:
+        while journal_bytes(run).count(b'"event":"trial"') < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        interrupt(process)
+    assert [trial.state for trial in load_study(run).trials] == ["running"] * 2

@@ -18,7 +18,7 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-HANG_LIMIT_S = 3.0
+HANG_LIMIT_S = 1.5
 PLAN = json.loads(os.environ.get("NAS_SABOTAGE", "{}"))
 
 
