@@ -162,7 +162,7 @@ def test_cheap_constraint_costs_no_trial():
     ("change", "name"),
     [
         ({"seed": 1}, "seed"),
-        ({"strategy": "nsga2"}, "strategy"),
+        ({"strategy": "random"}, "strategy"),
         ({"objectives": [rows]}, "objectives"),
         ({"objectives": [rows, Custom(columns, direction="max")]}, "objectives"),
         ({"constraints": [Custom(columns, max=4.0)]}, "constraints"),
