@@ -28,40 +28,52 @@ from tests.acceptance.driving import (
     write_space,
 )
 
-EVENTS_PER_TRIAL = 24
+EVENTS_PER_TRIAL = 30
+EVENTS_PER_ARTIFACT = 8
 OBJECTIVES = {"latency": nas.Latency, "quality": nas.Quality}
 POPULATION = {"random": (), "nsga2": ("--population", "4"), "regularized_evolution": ("--population", "4")}
 
 
 def kill_and_restart(
-    arguments: list[str], folder: Path, *, kills: int, records: int, seed: int, **environment: str
-) -> int:
-    """Run a search that is killed at moments spread over its life, and at last to its end.
+    arguments: list[str], folder: Path, *, trials: int, artifacts: int, kills: int, seed: int, **environment: str
+) -> Counter[str]:
+    """Run a search that is killed once in each of equal parts of its life, and at last to its end.
 
     Args:
         arguments: The command.
         folder: Its run folder.
-        kills: How often to kill it.
-        records: How many records its journal has when it is done.
+        trials: How many trials it runs.
+        artifacts: How many artifacts it ships, about.
+        kills: How often to kill it; every third time in the middle of writing a record.
         seed: Seed of the moments.
         environment: Further variables.
 
     Returns:
-        How often it was killed before its end.
+        How often it was killed while `searching` or `shipping`, and how often that left a `torn` record.
     """
     rng = random.Random(seed)
-    killed = 0
-    for moment in sorted(rng.uniform(0, records) for _ in range(kills)):
+    places: Counter[str] = Counter()
+    for kill in range(kills):
         before = whole_lines(journal_bytes(folder))
-        delay_s = rng.choice((0.0, 10 ** rng.uniform(-3, -0.3)))
-        plan = {"records": int(moment), "events": rng.randint(1, EVENTS_PER_TRIAL), "delay_s": delay_s}
-        process = start(arguments, sabotage={"kill": plan | {"journal": str(folder / "journal.jsonl")}}, **environment)
+        done = int((kill + rng.random()) / kills * (trials + artifacts))
+        if kill % 3 == 1:
+            plan = {"done": done, "events": rng.randint(1, 2), "delay_s": 0.0, "only_writes": True}
+        else:
+            delay_s = rng.choice((0.0, 10 ** rng.uniform(-3, -0.3)))
+            events = rng.randint(1, EVENTS_PER_TRIAL if done < trials else EVENTS_PER_ARTIFACT)
+            plan = {"done": done, "events": events, "delay_s": delay_s, "only_writes": False}
+        sabotage = {"kill": plan | {"journal": str(folder / "journal.jsonl")}}
+        process = start(arguments, sabotage=sabotage, **environment)
         _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
-        assert journal_bytes(folder).startswith(before), "a record was lost or changed"
-        killed += process.returncode == -signal.SIGKILL
+        after = journal_bytes(folder)
+        assert after.startswith(before), "a record was lost or changed"
+        if process.returncode == -signal.SIGKILL:
+            has_all = after.count(b'{"event":"finished"') == trials and after.endswith(b"\n")
+            places["shipping" if has_all or b'{"event":"artifact"' in after else "searching"] += 1
+            places["torn"] += after != whole_lines(after)
     run_well(arguments, **environment)
-    return killed
+    return places
 
 
 def living_processes(token: str) -> list[str]:
@@ -125,25 +137,26 @@ def check_nothing_twice(folder: Path, trials: int) -> None:
     assert not leftovers
 
 
-def check_killed_search(folder: Path, strategy: str, *options: str, trials: int, kills: int, seed: int) -> int:
+def check_killed_search(folder: Path, strategy: str, *options: str, trials: int, kills: int, seed: int) -> Counter[str]:
     space = write_space(folder)
     options = ("--strategy", strategy, *POPULATION[strategy], *options, "--quiet")
     whole, broken = folder / "whole", folder / "broken"
     assert exit_code(search_arguments(space, whole, *options, trials=trials)) == 0
-    records = len(read_journal(whole))
-    killed = kill_and_restart(
-        search_arguments(space, broken, *options, trials=trials), broken, kills=kills, records=records, seed=seed
-    )
+    artifacts = len(load_study(whole).pareto_front())
+    arguments = search_arguments(space, broken, *options, trials=trials)
+    places = kill_and_restart(arguments, broken, trials=trials, artifacts=artifacts, kills=kills, seed=seed)
     assert sequence(broken) == sequence(whole)
     fronts = [[trial.number for trial in load_study(run).pareto_front()] for run in (whole, broken)]
     assert fronts[0] == fronts[1]
     check_nothing_twice(broken, trials)
-    return killed
+    return places
 
 
 def test_search_killed_three_times_ends_like_an_uninterrupted_one(tmp_path):
     """Same trials, same values, same front, nothing run twice, every artifact sound."""
-    assert check_killed_search(tmp_path, "nsga2", "--objective", "quality", trials=8, kills=3, seed=5) == 3
+    places = check_killed_search(tmp_path, "nsga2", "--objective", "quality", trials=8, kills=3, seed=5)
+    assert places["searching"] + places["shipping"] == 3
+    assert places["torn"] == 1
 
 
 @pytest.mark.slow
@@ -151,7 +164,9 @@ def test_search_killed_three_times_ends_like_an_uninterrupted_one(tmp_path):
 @pytest.mark.parametrize("strategy", strategies.REGISTRY.names())
 def test_search_killed_twenty_times_ends_like_an_uninterrupted_one(tmp_path, strategy):
     """As above with twenty kills, from the first record to the last artifact."""
-    assert check_killed_search(tmp_path, strategy, *DETERMINISTIC, trials=14, kills=20, seed=11) >= 16
+    places = check_killed_search(tmp_path, strategy, *DETERMINISTIC, trials=14, kills=20, seed=11)
+    assert places["searching"] + places["shipping"] >= 18, "a delay may let a run end before it is killed"
+    assert places["searching"] >= 8 and places["shipping"] >= 2 and places["torn"] >= 3, places
 
 
 @pytest.mark.slow
@@ -162,8 +177,8 @@ def test_killed_search_with_measured_latency_proposes_what_replaying_its_journal
     names = ["latency", "quality"]
     options = [part for name in names for part in ("--objective", name)]
     arguments = search_arguments(space, folder, *options, "--population", "4", "--quiet", trials=9)
-    # study, run, 9 trials with their ends, about 4 artifacts, and a record a restart
-    assert kill_and_restart(arguments, folder, kills=8, records=28, seed=3) >= 6
+    places = kill_and_restart(arguments, folder, trials=9, artifacts=2, kills=8, seed=3)
+    assert places["searching"] + places["shipping"] >= 6 and places["torn"] >= 1, places
     check_nothing_twice(folder, trials=9)
     check_replay(space, folder, names)
 
@@ -175,11 +190,11 @@ def test_search_killed_while_ray_runs_it_ends_like_a_serial_one(tmp_path):
     space = write_space(tmp_path)
     options = ("--population", "4", *DETERMINISTIC, "--quiet")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_well(search_arguments(space, whole, *options, trials=10))
+    assert exit_code(search_arguments(space, whole, *options, trials=10)) == 0
     arguments = search_arguments(space, broken, *options, "--executor", "ray", "--workers", "2", trials=10)
     token = str(tmp_path)
-    killed = kill_and_restart(arguments, broken, kills=5, records=22, seed=4, NAS_TEST_TOKEN=token)
-    assert killed >= 4
+    places = kill_and_restart(arguments, broken, trials=10, artifacts=0, kills=5, seed=4, NAS_TEST_TOKEN=token)
+    assert places["searching"] >= 3 and places["torn"] >= 1, places
     assert sequence(broken) == sequence(whole)
     check_nothing_twice(broken, 10)
     check_no_process_is_left(token)

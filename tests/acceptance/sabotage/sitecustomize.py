@@ -1,7 +1,8 @@
 """Loaded by every Python process that has this folder on its path: breaks the tool where `NAS_SABOTAGE` says.
 
-The plan is JSON. `kill` is for the main process alone: once the journal has `records` lines, its `events`-th event from
-there is cut short by SIGKILL, or followed by it after `delay_s`. `break` says what happens to models by their d_model:
+The plan is JSON. `kill` is for the main process alone: once the journal tells of `done` ended trials and artifacts, the
+`events`-th event from there is cut short by SIGKILL, or followed by it after `delay_s`; `only_writes` counts no other
+events than writes to the journal. `break` says what happens to models by their d_model:
 `segfault`, `hang` or `nan` when generated code runs, `segfault_when_timed` when it is measured.
 """
 
@@ -25,15 +26,16 @@ PLAN = json.loads(os.environ.get("NAS_SABOTAGE", "{}"))
 class Killer:
     """Counts events and ends this process in the middle of one of them."""
 
-    def __init__(self, journal: str, records: int, events: int, delay_s: float) -> None:
+    def __init__(self, journal: str, done: int, events: int, delay_s: float, only_writes: bool) -> None:
         self._journal = journal
-        self._records = records
+        self._done = done
         self._left = events
         self._delay_s = delay_s
+        self._only_writes = only_writes
 
-    def event(self, prepare: Callable[[], object] = lambda: None) -> None:
+    def event(self, prepare: Callable[[], object] = lambda: None, *, is_record: bool = False) -> None:
         """Count one, and kill when it is the one; `prepare` does half of what the event would have done."""
-        if not self._is_armed():
+        if (self._only_writes and not is_record) or not self._is_armed():
             return
         self._left -= 1
         if self._left != 0:
@@ -47,14 +49,15 @@ class Killer:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _is_armed(self) -> bool:
-        if self._records > 0:
+        if self._done > 0:
             try:
                 with open(self._journal, "rb") as file:
-                    has_enough = file.read().count(b"\n") >= self._records
+                    lines = file.read().splitlines()
             except FileNotFoundError:
-                has_enough = False
-            self._records = 0 if has_enough else self._records
-        return self._records == 0
+                lines = []
+            done = sum(line.startswith((b'{"event":"finished"', b'{"event":"artifact"')) for line in lines)
+            self._done = 0 if done >= self._done else self._done
+        return self._done == 0
 
     def around(self, owner: Any, name: str) -> None:
         """Make the call of a function two events, its begin and its end."""
@@ -74,7 +77,8 @@ class Killer:
         write = os.write
 
         def write_half(descriptor: int, data: Any) -> int:
-            self.event(lambda: write(descriptor, data[: len(data) // 2]))
+            is_record = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")) == "journal.jsonl"
+            self.event(lambda: write(descriptor, data[: len(data) // 2]), is_record=is_record)
             return write(descriptor, data)
 
         os.write = write_half
