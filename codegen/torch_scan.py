@@ -18,6 +18,10 @@ _KEY_CHUNK = 16
 """Steps of a chunk with a decay for each key channel: its `[C, C, K]` block of decays is held whole."""
 
 
+_STATE_BLOCK = 8
+"""Steps of the selective scan that are prepared together."""
+
+
 class _Scan(torch.autograd.Function):
     """s_t = a_t * s_{t-1} + b_t along the first axis; a broadcasts to b."""
 
@@ -161,8 +165,9 @@ def _state_decay(
     """The selective scan: a decay for each cell of the state."""
     if form == "recurrent":
         first = v.new_zeros(v.shape[0], *rate.shape) if initial is None else initial
-        output, last = _StateScan.apply(op.scale * q, k, v, gates, rate, first)  # type: ignore[misc]  # untyped
-        return output, last
+        by_time = (x.transpose(0, 1).contiguous() for x in (op.scale * q, k, v, gates))
+        output_TBHV, last = _StateScan.apply(*by_time, rate, first)  # type: ignore[misc]  # apply is untyped
+        return output_TBHV.transpose(0, 1), last
     decay_TBHKV = (gates.transpose(0, 1).unsqueeze(-2) * rate).exp()
     updates_TBHKV = (k.unsqueeze(-1) * v.unsqueeze(-2)).transpose(0, 1)
     updates_TBHKV = _with_initial(updates_TBHKV, decay_TBHKV, initial)
@@ -174,41 +179,53 @@ def _state_decay(
 
 
 class _StateScan(torch.autograd.Function):
-    """The selective scan step by step: one state stays in the cache, and decays are computed again on the way back."""
+    """The selective scan, a few steps at a time so that they stay in the cache; decays are computed again going back.
+
+    All operands have time first: q and k `[T, B, H, K]`, v and gates `[T, B, H, V]`.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, rate: Tensor, initial: Tensor
     ) -> tuple[Tensor, Tensor]:
-        states_TBHKV = torch.empty(q.shape[1] + 1, *initial.shape, dtype=v.dtype, device=v.device)
-        states_TBHKV[0] = initial
+        states = torch.empty(q.shape[0] + 1, *initial.shape, dtype=v.dtype, device=v.device)
+        states[0] = initial
         outputs = torch.empty_like(v)
-        for t in range(q.shape[1]):
-            state = states_TBHKV[t + 1]
-            torch.mul(gates[:, t].unsqueeze(-2), rate, out=state)
-            state.exp_().mul_(states_TBHKV[t]).addcmul_(k[:, t].unsqueeze(-1), v[:, t].unsqueeze(-2))
-            outputs[:, t] = (q[:, t].unsqueeze(-2) @ state).squeeze(-2)
-        ctx.save_for_backward(q, k, v, gates, rate, states_TBHKV)
-        return outputs, states_TBHKV[-1].clone()
+        for start in range(0, q.shape[0], _STATE_BLOCK):
+            block = slice(start, start + _STATE_BLOCK)
+            decays = (gates[block].unsqueeze(-2) * rate).exp_()
+            after = states[start + 1 : start + 1 + len(decays)]
+            torch.mul(k[block].unsqueeze(-1), v[block].unsqueeze(-2), out=after)
+            for step, decay in enumerate(decays):
+                after[step].addcmul_(decay, states[start + step])
+            outputs[block] = (q[block].unsqueeze(-2) @ after).squeeze(-2)
+        ctx.save_for_backward(q, k, v, gates, rate, states)
+        return outputs, states[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        """Carry the gradient of the state backwards through the same steps."""
-        q, k, v, gates, rate, states_TBHKV = ctx.saved_tensors
-        grad_output, grad_last = grads
+        """Carry the gradient of the state backwards through the same blocks."""
+        q, k, v, gates, rate, states = ctx.saved_tensors
+        grad_output, carried = grads
         grad_q, grad_k, grad_v, grad_gates = (torch.empty_like(x) for x in (q, k, v, gates))
-        grad_rate_BHKV = torch.zeros_like(states_TBHKV[0])
-        grad_state = grad_last.clone()
-        for t in range(q.shape[1] - 1, -1, -1):
-            grad_q[:, t] = (states_TBHKV[t + 1] @ grad_output[:, t].unsqueeze(-1)).squeeze(-1)
-            grad_state.addcmul_(q[:, t].unsqueeze(-1), grad_output[:, t].unsqueeze(-2))
-            grad_k[:, t] = (grad_state @ v[:, t].unsqueeze(-1)).squeeze(-1)
-            grad_v[:, t] = (k[:, t].unsqueeze(-2) @ grad_state).squeeze(-2)
-            grad_state.mul_((gates[:, t].unsqueeze(-2) * rate).exp_())
-            grad_exponent = grad_state * states_TBHKV[t]
-            grad_rate_BHKV.addcmul_(grad_exponent, gates[:, t].unsqueeze(-2))
-            grad_gates[:, t] = grad_exponent.mul_(rate).sum(-2)
-        return grad_q, grad_k, grad_v, grad_gates, grad_rate_BHKV.sum_to_size(rate.shape), grad_state
+        grad_rate = torch.zeros_like(rate)
+        for start in reversed(range(0, q.shape[0], _STATE_BLOCK)):
+            block = slice(start, start + _STATE_BLOCK)
+            decays = (gates[block].unsqueeze(-2) * rate).exp_()
+            steps = len(decays)
+            grad_states = q[block].unsqueeze(-1) * grad_output[block].unsqueeze(-2)
+            grad_states[-1] += carried
+            for step in range(steps - 2, -1, -1):
+                grad_states[step].addcmul_(decays[step + 1], grad_states[step + 1])
+            grad_q[block] = (states[start + 1 : start + 1 + steps] @ grad_output[block].unsqueeze(-1)).squeeze(-1)
+            grad_k[block] = (grad_states @ v[block].unsqueeze(-1)).squeeze(-1)
+            grad_v[block] = (k[block].unsqueeze(-2) @ grad_states).squeeze(-2)
+            kept = grad_states.mul_(decays)
+            carried = kept[0].clone()
+            grad_exponents = kept.mul_(states[start : start + steps])
+            grad_gates[block] = (grad_exponents * rate).sum(-2)
+            grad_rate += grad_exponents.mul_(gates[block].unsqueeze(-2)).sum((0, 1))
+        return grad_q, grad_k, grad_v, grad_gates, grad_rate, carried
 
 
 def _doubling_scan(a: Tensor, b: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Write a graph as ordinary expressions.
 
-    b = Builder()
-    x = b.input("x", (batch, time, d_model))
-    with b.scope("mlp"):
-        up = b.parameter("up", ((Axis("d_model", d_model),), (Axis("hidden", hidden),)))
-        y = b.silu(b.matmul(x, up))
-    graph = b.build(y=y)
+b = Builder()
+x = b.input("x", (batch, time, d_model))
+with b.scope("mlp"):
+    up = b.parameter("up", ((Axis("d_model", d_model),), (Axis("hidden", hidden),)))
+    y = b.silu(b.matmul(x, up))
+graph = b.build(y=y)
 """
 
 from __future__ import annotations

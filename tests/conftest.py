@@ -5,7 +5,7 @@ import os
 _THREADS = "2"
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TVM_NUM_THREADS"):
     os.environ[_variable] = _THREADS  # read once, when numpy, torch and tvm are imported
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait starve the tests beside them
+os.environ["GOMP_SPINCOUNT"] = "5000"  # threads that spin while they wait starve the tests beside them
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # ray warns about a coming default otherwise
