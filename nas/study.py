@@ -171,7 +171,7 @@ class Study:
             NasError: What concerns the study and not one trial; everything recorded stays.
         """
         # Torch's threads spin for milliseconds while they wait, unless told otherwise before it loads; beside any other
-        # busy process that makes training ten times slower. Some ten microseconds keep all the speed of an idle machine.
+        # busy process that makes training ten times slower. Ten microseconds keep all the speed of an idle machine.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
         run = Run(self, Budget.of(budget), [as_callback(callback) for callback in callbacks])
         run.carry_out(executors.get(executor))
