@@ -107,7 +107,7 @@ class Evaluator:
             return end(state="failed", **_explain(error))
         except _OF_THE_STUDY:
             raise
-        except Exception as error:
+        except Exception as error:  # an objective is the user's code and may raise anything; its trial alone fails
             if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
                 raise _no_room(job.number, error) from error
             return end(state="failed", **_explain(error))
