@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from codegen._tvm import Buffer, Expr, PrimFunc
+from codegen.kernels import strassen
 from codegen.kernels.base import Array, Isa, Kernel, Knobs, View
 from codegen.kernels.emit import (
     Index,
@@ -35,6 +36,9 @@ CACHE_BYTES: Final = 512 * 1024  # half of the L2 cache of current server cores
 CHUNK_BYTES: Final = 256 * 1024  # rows of A that stay in the other half
 K_BLOCK_FROM: Final = 4096  # a panel of this length still streams from L2 without loss
 K_BLOCK: Final = 2048
+SEVEN_FROM_ROWS: Final = 16
+SEVEN_FROM_K: Final = 64
+WORTH_SEVEN: Final = 0.94  # more code and 7/4 of the memory, for an estimate that is 3 % off, is worth this much
 CHEAP_ACTIVATIONS: Final = frozenset({"relu", "relu2"})
 
 
@@ -115,19 +119,25 @@ class GemmKernel(Kernel):
         if not self.packs(index):
             return self.inputs[index].shape
         panels, width = self._panels(isa, knobs), int(knobs["vectors"]) * isa.lanes
-        return (panels, self.k, width) if index == 1 else (panels * width,)
+        if index == 2:
+            return ((panels + panels % 2 if knobs["strassen"] else panels) * width,)
+        return strassen.packed_shape(panels, self.k, width) if knobs["strassen"] else (panels, self.k, width)
 
     def pack(self, index: int, array: Array, isa: Isa, knobs: Knobs) -> Array | None:
         """Pad N to whole panels, interleave value and gate vectors, and cut into panels."""
         if not self.packs(index):
             return None
         panels, width = self._panels(isa, knobs), int(knobs["vectors"]) * isa.lanes
+        panels += panels % 2 if knobs["strassen"] and index == 2 else 0
         rows = array.reshape(-1, self.columns)
         parts = [rows[:, : self.n], rows[:, self.n :]] if self.gate else [rows]
         padding = panels * width // len(parts) - self.n
         padded = [np.pad(part, ((0, 0), (0, padding))).reshape(len(rows), -1, isa.lanes) for part in parts]
         mixed = np.stack(padded, axis=2).reshape(len(rows), panels, width)
-        return np.ascontiguousarray(mixed.transpose(1, 0, 2) if index == 1 else mixed.reshape(-1), dtype=np.float32)
+        if index == 2:
+            return np.ascontiguousarray(mixed.reshape(-1), dtype=np.float32)
+        cut = mixed.transpose(1, 0, 2)
+        return strassen.pack(cut) if knobs["strassen"] else np.ascontiguousarray(cut, dtype=np.float32)
 
     def _panels(self, isa: Isa, knobs: Knobs) -> int:
         return ceil_div(self.n, self._panel_outputs(isa, knobs))
@@ -140,7 +150,11 @@ class GemmKernel(Kernel):
 
     def knobs(self, isa: Isa) -> Knobs:
         """Choose the register tile with the least estimated work, then the loop order by what fits the cache."""
-        return self._complete(isa, *self._ranked_tiles(isa)[0])
+        tile = self._ranked_tiles(isa)[0]
+        fewer = self._strassen_knobs(isa)
+        if fewer and self.strassen_loops(isa, fewer[0]).cycles(isa.threads) < WORTH_SEVEN * self._time(isa, tile):
+            return fewer[0]
+        return self._complete(isa, *tile)
 
     def knob_space(self, isa: Isa) -> list[Knobs]:
         """Return the rule's choice, then other tiles by estimated work, and the other loop order of each."""
@@ -153,7 +167,32 @@ class GemmKernel(Kernel):
                     candidate = {**knobs, "order": order, "k_block": k_block}
                     if candidate not in space:
                         space.append(candidate)
-        return space
+        return space + [knobs for knobs in self._strassen_knobs(isa) if knobs not in space]
+
+    def _strassen_knobs(self, isa: Isa) -> list[Knobs]:
+        """List ways to run seven half products, least estimated time first; none for small products."""
+        if self.m < SEVEN_FROM_ROWS or self.k < SEVEN_FROM_K:
+            return []
+        half = ceil_div(min(self.m, strassen.BLOCK_ROWS), 2)
+        knobs: list[Knobs] = []
+        for most, vectors in self._tiles(isa):
+            rows = Split(half, most).small + bool(Split(half, most).longer)
+            for chunks in dict.fromkeys((1, isa.threads, 2 * isa.threads)):
+                made = {**self._complete(isa, rows, vectors), "order": "panels", "k_block": self.k}
+                knobs.append({**made, "chunks": chunks, "strassen": True})
+        return sorted(knobs, key=lambda choice: self.strassen_loops(isa, choice).cycles(isa.threads))
+
+    def strassen_loops(self, isa: Isa, knobs: Knobs) -> strassen.StrassenLoops:
+        """Return the loop nest of the seven half products."""
+        return strassen.StrassenLoops(
+            vec=Vectors(isa.lanes),
+            m=self.m,
+            k=self.k,
+            panels=self._panels(isa, knobs),
+            vectors=int(knobs["vectors"]),
+            rows=int(knobs["rows"]),
+            chunks=int(knobs["chunks"]),
+        )
 
     def _complete(self, isa: Isa, rows: int, vectors: int) -> dict[str, int | str | bool]:
         tiles = Split(self.m, rows).count
@@ -167,16 +206,23 @@ class GemmKernel(Kernel):
             balanced = panels % isa.threads == 0 or panels >= 8 * isa.threads
             chunks = 1 if balanced else isa.threads
         k_block = self.k if self.k <= K_BLOCK_FROM else Split(self.k, K_BLOCK).small + 1
-        return {"rows": rows, "vectors": vectors, "order": order, "chunks": min(chunks, tiles), "k_block": k_block}
+        return {
+            "rows": rows,
+            "vectors": vectors,
+            "order": order,
+            "chunks": min(chunks, tiles),
+            "k_block": k_block,
+            "strassen": False,
+        }
 
     def _ranked_tiles(self, isa: Isa) -> list[tuple[int, int]]:
         """List register tiles, least estimated time first."""
+        return sorted(self._tiles(isa), key=lambda tile: self._time(isa, tile))
 
-        def time(tile: tuple[int, int]) -> float:
-            units = ceil_div(self.n, tile[1] * isa.lanes) * int(self._complete(isa, *tile)["chunks"])
-            return self._cycles(isa, *tile) * ceil_div(units, isa.threads) / units
-
-        return sorted(self._tiles(isa), key=time)
+    def _time(self, isa: Isa, tile: tuple[int, int]) -> float:
+        """Estimate the time of a call, in fused multiply-adds of full rate."""
+        units = ceil_div(self.n, tile[1] * isa.lanes) * int(self._complete(isa, *tile)["chunks"])
+        return self.k * self._cycles(isa, *tile) * ceil_div(units, isa.threads) / units
 
     def _tiles(self, isa: Isa) -> list[tuple[int, int]]:
         """List register tiles that leave a register for each B vector and one for the broadcast."""
@@ -235,9 +281,13 @@ class _GemmWriter:
         self.panels = ceil_div(kernel.n, self.panel_outputs)
         self.panels_first = knobs["order"] == "panels"
         self.k_blocks = Split(kernel.k, int(knobs["k_block"]))
+        self.strassen = kernel.strassen_loops(isa, knobs) if knobs["strassen"] else None
 
     def write(self) -> None:
         """Loop over panels and chunks of rows, in one flat parallel loop."""
+        if self.strassen:
+            self._write_strassen(self.strassen)
+            return
         with parallel_block(self.panels * self.chunks.count, flops=self.kernel.flops) as unit:
             inner = self.chunks.count if self.panels_first else self.panels
             outer_index, inner_index = unit // inner, unit % inner
@@ -251,6 +301,17 @@ class _GemmWriter:
                     lambda: self._panel(panel, chunk, self.panel_outputs),
                     lambda: self._panel(panel, chunk, last),
                 )
+
+    def _write_strassen(self, loops: strassen.StrassenLoops) -> None:
+        lanes, last = self.vec.lanes, self.kernel.n % self.panel_outputs
+
+        def finish(values: list[Expr], panel: Index, row: Index, from_end: int) -> None:
+            columns = last if last and from_end == 0 else self.panel_outputs
+            live = column_vectors(columns, lanes)
+            self._finish(values[: self._vectors(live)], panel, row, live)
+
+        offset = self.kernel.a_view.offset if self.kernel.a_view else 0
+        loops.write(self.a, offset, self.w, self._start_value, finish)
 
     def _panel(self, panel: Expr, chunk: Expr, columns: int) -> None:
         """Write one panel that has `columns` output columns, over the tiles of one chunk of rows."""
@@ -294,7 +355,7 @@ class _GemmWriter:
 
     def _bias(self, panel: Expr, v: int) -> Expr:
         assert self.bias is not None
-        return self.vec.load(self.bias, panel * self.w.shape[2] + v * self.vec.lanes)
+        return self.vec.load(self.bias, panel * self.w.shape[-1] + v * self.vec.lanes)
 
     def _accumulate(self, sums: list[list[Register]], panel: Expr, row: Index, start: Index, stop: Index) -> None:
         offset = self.kernel.a_view.offset if self.kernel.a_view else 0
