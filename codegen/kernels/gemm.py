@@ -36,6 +36,8 @@ CACHE_BYTES: Final = 512 * 1024  # half of the L2 cache of current server cores
 CHUNK_BYTES: Final = 256 * 1024  # rows of A that stay in the other half
 K_BLOCK_FROM: Final = 4096  # a panel of this length still streams from L2 without loss
 K_BLOCK: Final = 2048
+PAGE_BYTES: Final = 4096  # rows of A this far apart compete for the same lines of the first-level cache,
+COMPETING_ROWS: Final = 8  # which has eight ways
 SEVEN_FROM_ROWS: Final = 16
 SEVEN_FROM_K: Final = 64
 WORTH_SEVEN: Final = 0.94  # more code and 7/4 of the memory, for an estimate that is 3 % off, is worth this much
@@ -217,7 +219,10 @@ class GemmKernel(Kernel):
 
     def _ranked_tiles(self, isa: Isa) -> list[tuple[int, int]]:
         """List register tiles, least estimated time first."""
-        return sorted(self._tiles(isa), key=lambda tile: self._time(isa, tile))
+        competing = self.inputs[0].shape[1] * FLOAT_BYTES % PAGE_BYTES == 0
+        most = COMPETING_ROWS if competing else self.m
+        tiles = dict.fromkeys((min(rows, most), vectors) for rows, vectors in self._tiles(isa))
+        return sorted(tiles, key=lambda tile: self._time(isa, tile))
 
     def _time(self, isa: Isa, tile: tuple[int, int]) -> float:
         """Estimate the time of a call, in fused multiply-adds of full rate."""

@@ -39,7 +39,8 @@ from codegen.kernels.emit import (
 )
 
 FLOAT_BYTES: Final = 4
-PAGE_BYTES: Final = 4096  # rows this far apart compete for the same lines of a first-level cache
+ALIAS_BYTES: Final = 1024  # rows that are multiples of this apart compete for the same lines of the first-level cache
+CACHED_BYTES: Final = 2 << 20  # up to about here, stores of the sums overlap with the next loads
 BLOCK_ROWS: Final = 512  # rows whose sums are held at a time
 
 
@@ -127,7 +128,7 @@ class StrassenLoops:
         """Elements between two rows of the sums of A."""
         lanes = self.vec.lanes
         padded = ceil_div(self.half_k, lanes) * lanes
-        return padded + lanes if padded * FLOAT_BYTES % (PAGE_BYTES // 4) == 0 else padded
+        return padded + lanes if padded * FLOAT_BYTES % ALIAS_BYTES == 0 else padded
 
     def cycles(self, threads: int) -> float:
         """Estimate the time of a call, in fused multiply-adds of full rate.
@@ -142,7 +143,8 @@ class StrassenLoops:
         area = half_rows * self.vectors * pairs
         product = len(PRODUCTS) * self.half_k * area * (1 + 1 / (tiles.small * self.vectors))
         updates = 3 * sum(len(p.c) for p in PRODUCTS) * area
-        sums = 3 * len(PRODUCTS) * half_rows * ceil_div(self.half_k, self.vec.lanes)
+        sum_bytes = len(PRODUCTS) * half_rows * self.stride * FLOAT_BYTES
+        sums = (3 if sum_bytes <= CACHED_BYTES else 8) * sum_bytes / (FLOAT_BYTES * self.vec.lanes)
         blocks = self.m / min(self.m, BLOCK_ROWS)
         return blocks * (rounds * (product + updates) + sums / threads)
 
@@ -304,7 +306,7 @@ class _Block:
             with serial(0, rows) as i:
                 place = local + i + lower * self.chunk_rows
                 if exists < self.half:
-                    with branch(i < exists - row):
+                    with branch(bind(exists - row) > i):
                         self._finish_row(block, pair, self.first + row + i + lower * self.half, place, finish)
                 else:
                     self._finish_row(block, pair, self.first + row + i + lower * self.half, place, finish)

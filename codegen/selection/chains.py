@@ -10,12 +10,13 @@ from codegen.selection.state import Selection
 from ir.errors import CompileError
 from ir.graph import Graph, Node, Value
 from ir.op import Op
+from ir.ops import attention as at
 from ir.ops import elementwise as ew
 from ir.ops import reduction as rd
 from ir.ops import shape as sh
 from ir.ops.structure import Constant, Input
 
-COSTLY: Final = (ew.Exp, ew.Log, ew.Sin, ew.Cos, ew.Tanh, ew.Erf, ew.Sigmoid, ew.Silu, ew.Gelu, ew.Softplus, ew.Pow)
+COSTLY: Final = (ew.Exp, ew.Log, ew.Sin, ew.Cos, ew.Tanh, ew.Erf, ew.Sigmoid, ew.Silu, ew.Gelu, ew.Softplus, ew.Pow, at.Rope)
 """Functions that are not computed again for each element of a broadcast."""
 LARGEST_CHAIN: Final = 24
 """Nodes of a chain, so that its expression stays quick to compile."""
