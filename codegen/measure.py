@@ -118,19 +118,26 @@ def measure_latency(
 
 
 def pinned_worker(
-    threads: int, *, preload: Sequence[str] = ("codegen.measure",), without: Sequence[str] = ("torch",)
+    threads: int,
+    *,
+    first: int = 0,
+    preload: Sequence[str] = ("codegen.measure",),
+    without: Sequence[str] = ("torch",),
+    environment: Mapping[str, str] | None = None,
 ) -> Worker:
     """Return a worker process on `threads` CPUs whose libraries all use that many threads.
 
     Args:
         threads: CPUs and threads.
+        first: Place of the first of these CPUs in `machine.available_cpus()`.
         preload: Modules that the process imports when it starts.
         without: Modules that it never imports; `tvm_ffi` alone would load torch, for nothing here.
+        environment: Further variables of the process.
     """
     pools = ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    environment = {**dict.fromkeys(pools, str(threads)), "TVM_BIND_THREADS": "0"}
-    cpus = machine.available_cpus()[:threads]
-    return Worker(cpus=cpus, environment=environment, preload=preload, without=without)
+    variables = {**dict.fromkeys(pools, str(threads)), "TVM_BIND_THREADS": "0", **(environment or {})}
+    cpus = machine.available_cpus()[first : first + threads]
+    return Worker(cpus=cpus, environment=variables, preload=preload, without=without)
 
 
 @contextmanager

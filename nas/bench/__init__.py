@@ -1,0 +1,1 @@
+"""Suites of models and families of kernels, timed: what `nas bench --suite` and `nas bench --kernels` do."""
