@@ -15,6 +15,7 @@ from ir.errors import GraphError
 from ir.graph import Graph, Node, Value
 from ir.interpret import evaluate
 from ir.op import Array
+from ir.ops.convolution import Conv
 from ir.ops.elementwise import Exp, Neg
 from ir.ops.structure import Component
 from ir.passes.base import Pass, Pipeline
@@ -23,6 +24,7 @@ from ir.passes.cse import Cse
 from ir.passes.dce import Dce
 from ir.passes.expand_components import ExpandComponents
 from ir.passes.fold_constants import FoldConstants
+from ir.passes.lower_convolutions import LowerConvolutions
 from ir.rewrite import Replacement, Rewriter, rebuild, rewrite
 from ir.text import parse_graph, print_graph
 from ir.types import Axis, TensorType
@@ -407,3 +409,34 @@ def test_components_survive_other_passes():
     """Passes before expansion leave component nodes as they are."""
     graph = Pipeline((Canonicalize(), FoldConstants(), Cse(), Dce()))(call("scaled"))
     assert [type(node.op) for node in graph.nodes].count(Component) == 1
+
+
+CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "patches": ((1, 7, 6, 2), (3, 2)),
+    "pixels": ((2, 3, 4, 5), (1, 1)),
+    "words": ((2, 9, 4), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_lower_convolutions_multiplies_patches(name: str):
+    """Windows that tile the input become a product with the same result."""
+    shape, window = CONVOLUTIONS[name]
+    b = Builder()
+    weight = b.parameter("w", tuple((Axis(f"a{i}", size),) for i, size in enumerate((*window, shape[-1], 7))))
+    graph = b.build(y=b.conv(b.input("x", shape), weight, strides=window))
+    lowered = LowerConvolutions()(graph)
+    rng = np.random.default_rng(0)
+    inputs, params = {"x": rng.standard_normal(shape)}, {"w": rng.standard_normal(weight.shape)}
+    expected, found = (evaluate(g, inputs, params)["y"] for g in (graph, lowered))
+    assert not any(isinstance(node.op, Conv) for node in lowered.nodes)
+    assert np.abs(found - expected).max() < 1e-12  # the same sums in another order, float64
+
+
+def test_lower_convolutions_leaves_other_windows():
+    """Windows that overlap, are padded or see only their group stay."""
+    for strides, padding, groups in (((1,), ((0, 0),), 1), ((3,), ((1, 0),), 1), ((3,), ((0, 0),), 2)):
+        b = Builder()
+        weight = b.parameter("w", ((Axis("a", 3),), (Axis("c", 4 // groups),), (Axis("o", 4),)))
+        graph = b.build(y=b.conv(b.input("x", (1, 9, 4)), weight, strides=strides, padding=padding, groups=groups))
+        assert print_graph(LowerConvolutions()(graph)) == print_graph(graph)
