@@ -5,8 +5,10 @@ sums of A are written once, 7/4 of A. Every product adds its tile to one or two 
 the cache. What remains is 7/8 of the multiply-adds, for 7/4 of the weight's memory and a slightly larger rounding
 error: the sums of two operands are rounded once more.
 
-A is halved by rows and by K, the weight by K and by neighbouring panels, C by rows and by neighbouring panels. M rows,
-K the reduced length, W the width of a panel; halves of odd lengths are padded with zeros.
+A is cut into chunks of rows, each halved by rows and by K; the weight is halved by K and by neighbouring panels, C by
+rows and by neighbouring panels. A unit of parallel work is a chunk with a group of pairs of panels; it makes its own
+sums, so that no core reads what another has just written. M rows, K the reduced length, W the width of a panel; halves
+of odd lengths are padded with zeros.
 
 Source: Strassen 1969, "Gaussian elimination is not optimal"; Huang et al. 2016, "Strassen's algorithm reloaded", for
 keeping the sums out of memory.
@@ -15,12 +17,12 @@ keeping the sums out of memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from codegen._tvm import Buffer, Expr
+from codegen._tvm import Buffer, Expr, tirx
 from codegen.kernels.base import Array
 from codegen.kernels.emit import (
     Index,
@@ -41,7 +43,7 @@ from codegen.kernels.emit import (
 FLOAT_BYTES: Final = 4
 ALIAS_BYTES: Final = 1024  # rows that are multiples of this apart compete for the same lines of the first-level cache
 CACHED_BYTES: Final = 2 << 20  # up to about here, stores of the sums overlap with the next loads
-BLOCK_ROWS: Final = 512  # rows whose sums are held at a time
+CHUNK_ROWS: Final = 512  # rows whose sums are held at a time
 
 
 class Term(NamedTuple):
@@ -91,6 +93,11 @@ def pack(panels_PKW: Array) -> Array:
     return packed.astype(np.float32)
 
 
+Finish = Callable[[list[Expr], Index, Index, int], None]
+"""Takes the vectors of a panel's row, the panel, the row, and the panel's place from the end: 0 for the last, 1 for the
+one before it, 2 for any other."""
+
+
 @dataclass(frozen=True)
 class StrassenLoops:
     """The loop nest around the seven products.
@@ -102,7 +109,8 @@ class StrassenLoops:
         panels: Panels of the weight, before they are paired.
         vectors: Vectors of a panel.
         rows: Most rows of a register tile.
-        chunks: Parts that a block's rows are cut into, as units of parallel work.
+        chunks: Parts that the rows are cut into.
+        groups: Parts that the pairs of panels are cut into.
     """
 
     vec: Vectors
@@ -112,6 +120,7 @@ class StrassenLoops:
     vectors: int
     rows: int
     chunks: int
+    groups: int
 
     @property
     def width(self) -> int:
@@ -119,9 +128,25 @@ class StrassenLoops:
         return self.vectors * self.vec.lanes
 
     @property
+    def pairs(self) -> Split:
+        """Pairs of panels in groups."""
+        pairs = ceil_div(self.panels, 2)
+        return Split(pairs, ceil_div(pairs, self.groups))
+
+    @property
     def half_k(self) -> int:
         """Steps of K in a product."""
         return ceil_div(self.k, 2)
+
+    @property
+    def half_rows(self) -> int:
+        """Rows of half a chunk."""
+        return ceil_div(ceil_div(self.m, self.chunks), 2)
+
+    @property
+    def tiles(self) -> Split:
+        """Register tiles of half a chunk."""
+        return Split(self.half_rows, self.rows)
 
     @property
     def stride(self) -> int:
@@ -135,26 +160,18 @@ class StrassenLoops:
 
         The constants were fitted to products from 37 x 100 x 77 to 512 x 3072 x 768 with 16 lanes.
         """
-        pairs, half_rows = ceil_div(self.panels, 2), ceil_div(min(self.m, BLOCK_ROWS), 2)
-        tiles = Split(half_rows, self.rows)
-        chunks = Split(tiles.count, ceil_div(tiles.count, min(self.chunks, tiles.count)))
-        units = pairs * chunks.count
-        rounds = ceil_div(units, threads) * (chunks.small + bool(chunks.longer)) / (pairs * tiles.count)
-        area = half_rows * self.vectors * pairs
-        product = len(PRODUCTS) * self.half_k * area * (1 + 1 / (tiles.small * self.vectors))
+        rounds = ceil_div(ceil_div(self.m, 2 * self.half_rows) * self.pairs.count, threads)
+        area = self.half_rows * self.vectors * (self.pairs.small + bool(self.pairs.longer))
+        heights = 1 + bool(self.tiles.longer)  # each is code to compile
+        tile = 1 + 1 / (self.tiles.small * self.vectors) + 0.005 * heights
+        product = len(PRODUCTS) * self.half_k * area * tile
         updates = 3 * sum(len(p.c) for p in PRODUCTS) * area
-        sum_bytes = len(PRODUCTS) * half_rows * self.stride * FLOAT_BYTES
+        sum_bytes = len(PRODUCTS) * self.half_rows * self.stride * FLOAT_BYTES
         sums = (3 if sum_bytes <= CACHED_BYTES else 8) * sum_bytes / (FLOAT_BYTES * self.vec.lanes)
-        blocks = self.m / min(self.m, BLOCK_ROWS)
-        return blocks * (rounds * (product + updates) + sums / threads)
+        return rounds * (product + updates + sums)
 
     def write(
-        self,
-        a: Buffer,
-        offset: int,
-        weight: Buffer,
-        start_value: Callable[[Index, int], Expr],
-        finish: Callable[[list[Expr], Index, Index, int], None],
+        self, a: Buffer, offset: int, weight: Buffer, start_value: Callable[[Index, int], Expr], finish: Finish
     ) -> None:
         """Write everything.
 
@@ -163,171 +180,163 @@ class StrassenLoops:
             offset: Column of `a` where K begins.
             weight: What `pack` made.
             start_value: Gives what the sums of a vector of a panel start from.
-            finish: Takes the vectors of a panel's row, the panel, the row, and the panel's place from the end: 0 for
-                the last, 1 for the one before it, 2 for any other.
+            finish: Stores a row of a panel.
         """
-        blocks = Split(self.m, BLOCK_ROWS)
-        sums = scratch((len(PRODUCTS), ceil_div(min(self.m, blocks.small + 1), 2), self.stride))
-        with serial(0, blocks.count) as index:
-            blocks.for_each(
-                index, lambda row, rows: _Block(self, a, offset, weight, sums, row, rows).write(start_value, finish)
-            )
+        chunks, pairs = ceil_div(self.m, 2 * self.half_rows), self.pairs
+        with parallel_block(chunks * pairs.count, flops=2 * self.m * self.k * self.panels * self.width) as unit:
+            chunk, group = unit // pairs.count, unit % pairs.count
+            rows = _Chunk(self, a, offset, weight, chunk * (2 * self.half_rows))
+            rows.sum_a()
+            longer = (group < pairs.longer).astype("int32") if pairs.longer else 0
+            with serial(0, pairs.small + longer) as pair:
+                rows.multiply(pairs.start(group) + pair, start_value, finish)
 
 
-class _Block:
-    """Rows whose sums are held at a time: row i of the upper half goes with row i of the lower half."""
+def tilings(m: int, threads: int, tiles: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+    """List ways to cut a product into chunks, groups and register tiles that are as even as they can be.
 
-    def __init__(
-        self, loops: StrassenLoops, a: Buffer, offset: int, weight: Buffer, sums: Buffer, row: Index, rows: int
-    ) -> None:
-        self.loops, self.vec = loops, loops.vec
-        self.a, self.offset, self.weight, self.sums = a, offset, weight, sums
-        self.first, self.rows = row, rows
-        self.half = ceil_div(rows, 2)
-        self.tiles = Split(self.half, loops.rows)
-        self.chunks = Split(self.tiles.count, ceil_div(self.tiles.count, min(loops.chunks, self.tiles.count)))
-        self.line = 2 * loops.width
-        self.chunk_rows = (self.chunks.small + bool(self.chunks.longer)) * (self.tiles.small + bool(self.tiles.longer))
+    Args:
+        m: Rows of the product.
+        threads: Threads that share it.
+        tiles: Rows and vectors that a register tile may have.
 
-    def write(
-        self,
-        start_value: Callable[[Index, int], Expr],
-        finish: Callable[[list[Expr], Index, Index, int], None],
-    ) -> None:
-        self._sum_a()
-        pairs = ceil_div(self.loops.panels, 2)
-        with parallel_block(pairs * self.chunks.count) as unit:
-            pair, chunk = unit // self.chunks.count, unit % self.chunks.count
-            longer = (chunk < self.chunks.longer).astype("int32") if self.chunks.longer else 0
-            first = self.chunks.start(chunk)
-            self._unit(pair, first, first + self.chunks.small + longer, start_value, finish)
+    Returns:
+        Rows and vectors of a tile, chunks of rows, and groups of panels.
+    """
+    least = ceil_div(m, CHUNK_ROWS)
+    cuts = dict.fromkeys(((ceil_div(least, threads) * threads, 1), (least, threads), (least, 1)))
+    found: dict[tuple[int, int, int, int], None] = {}
+    for chunks, groups in cuts:
+        half = ceil_div(ceil_div(m, chunks), 2)
+        for most, vectors in tiles:
+            fewest = ceil_div(half, most)
+            for count in range(fewest, fewest + 3):
+                found[ceil_div(half, count), vectors, chunks, groups] = None
+    return list(found)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some rows: row i of the upper half goes with row i of the lower half."""
+
+    loops: StrassenLoops
+    a: Buffer
+    offset: int
+    weight: Buffer
+    first: Expr
+    sums: Buffer = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (len(PRODUCTS), self.loops.half_rows, self.loops.stride)
+        object.__setattr__(self, "sums", scratch(shape))
+
+    @property
+    def all_exist(self) -> bool:
+        """Whether every row of every chunk is a row of the product."""
+        return self.loops.m % (2 * self.loops.half_rows) == 0
 
     # Sums of A
 
-    def _sum_a(self) -> None:
-        lower = self.rows // 2
-        with parallel_block(lower) as row:
-            self._sum_row(row, has_lower=True)
-        if lower < self.half:
-            self._sum_row(lower, has_lower=False)
+    def sum_a(self) -> None:
+        """Write the seven sums of each row of the upper half and its partner."""
+        half, m = self.loops.half_rows, self.loops.m
+        with serial(0, half) as row:
+            upper = self.first + row
+            if self.all_exist:
+                self._sum_row(row, [upper, upper + half])
+            else:
+                choose(
+                    upper + half < m,
+                    lambda: self._sum_row(row, [upper, upper + half]),
+                    lambda: self._sum_row(row, [tirx.min(upper, m - 1)]),  # of a row past the end nothing is kept
+                )
 
-    def _sum_row(self, row: Index, *, has_lower: bool) -> None:
-        """Write the seven sums of a row of the upper half and its partner."""
-        lanes, half_k = self.vec.lanes, self.loops.half_k
-        full = (self.loops.k - half_k) // lanes
+    def _sum_row(self, row: Expr, rows: list[Expr]) -> None:
+        loops, lanes = self.loops, self.loops.vec.lanes
+        full = (loops.k - loops.half_k) // lanes
         if full:
             with serial(0, full) as step:
-                self._sum_vectors(row, step * lanes, (None, None), has_lower)
-        for start in range(full * lanes, half_k, lanes):
-            live = (min(lanes, half_k - start), max(0, min(lanes, self.loops.k - half_k - start)))
-            self._sum_vectors(row, start, live, has_lower)
+                self._sum_vectors(row, rows, step * lanes, (None, None))
+        for start in range(full * lanes, loops.half_k, lanes):
+            live = (min(lanes, loops.half_k - start), max(0, min(lanes, loops.k - loops.half_k - start)))
+            self._sum_vectors(row, rows, start, live)
 
-    def _sum_vectors(self, row: Index, k: Index, live: tuple[int | None, int | None], has_lower: bool) -> None:
+    def _sum_vectors(self, row: Expr, rows: list[Expr], k: Index, live: tuple[int | None, int | None]) -> None:
+        vec = self.loops.vec
         quadrants: dict[tuple[int, int], Register] = {}
-        for lower in range(1 + has_lower):
+        for lower, from_row in enumerate(rows):
             for column in range(2):
                 if live[column] != 0:
-                    place = (self.first + row + lower * self.half, self.offset + column * self.loops.half_k + k)
-                    quadrants[lower, column] = self.vec.register(self.vec.load(self.a, *place, live=live[column]))
+                    place = self.offset + column * self.loops.half_k + k
+                    quadrants[lower, column] = vec.register(vec.load(self.a, from_row, place, live=live[column]))
         for number, product in enumerate(PRODUCTS):
-            total: Expr | None = None
+            total = vec.splat(0.0)
             for lower, column, sign in product.a:
                 if (lower, column) in quadrants:
                     value = quadrants[lower, column].get()
-                    if total is None:
-                        total = value if sign > 0 else self.vec.splat(0.0) - value
-                    else:
-                        total = total + value if sign > 0 else total - value
-            self.vec.store(self.sums, self.vec.splat(0.0) if total is None else total, number, row, k)
+                    total = total + value if sign > 0 else total - value
+            vec.store(self.sums, total, number, row, k)
 
     # Products
 
-    def _unit(
-        self,
-        pair: Expr,
-        first: Index,
-        stop: Index,
-        start_value: Callable[[Index, int], Expr],
-        finish: Callable[[list[Expr], Index, Index, int], None],
-    ) -> None:
-        """Write both panels of a pair over the tiles `first` to `stop` of each half."""
-        loops, vec = self.loops, self.vec
-        block = scratch((2 * self.chunk_rows * self.line,))  # upper rows, then lower ones; lines of both panels
-        first_row = self.tiles.start(first)
-        with serial(0, 2 * self.chunk_rows) as row:
+    def multiply(self, pair: Expr, start_value: Callable[[Index, int], Expr], finish: Finish) -> None:
+        """Write both panels of a pair."""
+        loops, vec, half = self.loops, self.loops.vec, self.loops.half_rows
+        line = 2 * loops.width
+        block = scratch((2 * half * line,))  # upper rows, then lower ones; lines of both panels
+        with serial(0, 2 * half) as row:
             for column in range(2):
                 for v in range(loops.vectors):
-                    place = row * self.line + column * loops.width + v * vec.lanes
+                    place = row * line + column * loops.width + v * vec.lanes
                     vec.store(block, start_value(2 * pair + column, v), place)
-        with serial(0, len(PRODUCTS)) as product, serial(first, stop) as tile:
-            self.tiles.for_each(tile, lambda row, rows: self._tile(block, pair, product, row, rows, row - first_row))
-        with serial(first, stop) as tile:
-            self.tiles.for_each(tile, lambda row, rows: self._finish(block, pair, row, rows, row - first_row, finish))
+        with serial(0, len(PRODUCTS)) as product, serial(0, loops.tiles.count) as tile:
+            loops.tiles.for_each(tile, lambda row, rows: self._tile(block, pair, product, row, rows))
+        with serial(0, 2 * half) as row:
+            if self.all_exist:
+                self._finish_row(block, pair, self.first + row, row, finish)
+            else:
+                current = bind(self.first + row)
+                with branch(current < loops.m):
+                    self._finish_row(block, pair, current, row, finish)
 
-    def _tile(self, block: Buffer, pair: Expr, product: Expr, row: Index, rows: int, local: Index) -> None:
-        loops, vec = self.loops, self.vec
+    def _tile(self, block: Buffer, pair: Expr, product: Expr, row: Index, rows: int) -> None:
+        loops, vec = self.loops, self.loops.vec
+        line = 2 * loops.width
         tile = [[vec.register(0.0) for _ in range(loops.vectors)] for _ in range(rows)]
         with serial(0, loops.half_k) as k:
             weights = [vec.load(self.weight, pair, product, k, v * vec.lanes) for v in range(loops.vectors)]
-            for i, line in enumerate(tile):
+            for i, registers in enumerate(tile):
                 value = vec.splat(self.sums[product, row + i, k])
-                for register, weight in zip(line, weights, strict=True):
+                for register, weight in zip(registers, weights, strict=True):
                     register.set(register.get() + value * weight)
         for place in range(2):
             terms = [p.c[place] if len(p.c) > place else Term(0, 0, 0) for p in PRODUCTS]
             lower, column, sign = (select_constant(product, values) for values in zip(*terms, strict=True))
-            quadrant = lower * (self.chunk_rows * self.line) + column * loops.width  # exact: far below 2^24
+            quadrant = lower * (loops.half_rows * line) + column * loops.width  # exact: far below 2^24
             start = scratch((1,), "int32")  # memory, so that no pass puts the tables into every address
-            store(start, local * self.line + quadrant.astype("int32"), 0)
+            store(start, row * line + quadrant.astype("int32"), 0)
             sign = bind(sign)
-            with branch(sign != 0):
+            with branch(tirx.NE(sign, tirx.const(0.0, "float32"))):
                 self._add(block, tile, start[0], vec.splat(sign))
 
     def _add(self, block: Buffer, tile: Sequence[Sequence[Register]], start: Expr, sign: Expr) -> None:
-        for i, line in enumerate(tile):
-            for v, register in enumerate(line):
-                place = start + (i * self.line + v * self.vec.lanes)
-                self.vec.store(block, self.vec.load(block, place) + sign * register.get(), place)
+        vec = self.loops.vec
+        for i, registers in enumerate(tile):
+            for v, register in enumerate(registers):
+                place = start + (i * 2 * self.loops.width + v * vec.lanes)
+                vec.store(block, vec.load(block, place) + sign * register.get(), place)
 
     # Epilogue
 
-    def _finish(
-        self,
-        block: Buffer,
-        pair: Expr,
-        row: Index,
-        rows: int,
-        local: Index,
-        finish: Callable[[list[Expr], Index, Index, int], None],
-    ) -> None:
-        """Finish a tile's rows of each half."""
-        for lower in range(2):
-            exists = self.rows - self.half if lower else self.half
-            with serial(0, rows) as i:
-                place = local + i + lower * self.chunk_rows
-                if exists < self.half:
-                    with branch(bind(exists - row) > i):
-                        self._finish_row(block, pair, self.first + row + i + lower * self.half, place, finish)
-                else:
-                    self._finish_row(block, pair, self.first + row + i + lower * self.half, place, finish)
-
-    def _finish_row(
-        self,
-        block: Buffer,
-        pair: Expr,
-        row: Index,
-        place: Index,
-        finish: Callable[[list[Expr], Index, Index, int], None],
-    ) -> None:
-        pairs = ceil_div(self.loops.panels, 2)
-        single = self.loops.panels % 2 == 1
+    def _finish_row(self, block: Buffer, pair: Expr, row: Expr, place: Expr, finish: Finish) -> None:
+        loops, vec = self.loops, self.loops.vec
+        pairs, single = ceil_div(loops.panels, 2), loops.panels % 2 == 1
 
         def panel(column: int, from_end: int) -> None:
-            values = [
-                self.vec.load(block, place * self.line + column * self.loops.width + v * self.vec.lanes)
-                for v in range(self.loops.vectors)
-            ]
-            finish(values, 2 * pair + column, row, from_end)
+            first = place * (2 * loops.width) + column * loops.width
+            finish(
+                [vec.load(block, first + v * vec.lanes) for v in range(loops.vectors)], 2 * pair + column, row, from_end
+            )
 
         def both(last: bool) -> None:
             if last and single:

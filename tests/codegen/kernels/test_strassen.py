@@ -16,7 +16,7 @@ from tests.codegen.kernels import checking
 
 def _knobs(kernel: GemmKernel, rows: int, vectors: int, chunks: int) -> dict[str, int | str | bool]:
     knobs = dict(kernel.knobs(checking.target_of("avx2").isa))
-    return knobs | {"rows": rows, "vectors": vectors, "chunks": chunks, "order": "panels", "strassen": True}
+    return knobs | {"rows": rows, "vectors": vectors, "chunks": chunks, "order": "panels", "strassen": True, "groups": 2}
 
 
 def test_products_multiply_two_by_two_matrices_of_symbols() -> None:
@@ -46,7 +46,7 @@ CASES = {
     "odd_everywhere": GemmKernel(33, 51, 35, bias=True),
     "one_panel": GemmKernel(21, 5, 70, bias=True, residual=True),
     "three_panels": GemmKernel(20, 45, 64, activation="gelu"),
-    "one_row_more_than_a_block": GemmKernel(513, 17, 66, bias=True),
+    "one_row_more_than_two_chunks": GemmKernel(1025, 17, 66, bias=True),
     "gated": GemmKernel(27, 50, 65, bias=True, gate="silu", residual=True),
     "scaled": GemmKernel(18, 30, 64, bias=True, scale=0.3),
     "window_of_a_wider_buffer": GemmKernel(40, 70, 45, a_view=View(100, 13)),
@@ -80,6 +80,6 @@ def test_rule_takes_seven_products_only_where_they_save_time() -> None:
 
 def test_estimate_counts_seven_eighths_of_a_large_product() -> None:
     """Sums and updates vanish beside the products as all sizes grow."""
-    loops = StrassenLoops(Vectors(16), m=512, k=8192, panels=128, vectors=2, rows=14, chunks=1)
+    loops = StrassenLoops(Vectors(16), m=512, k=8192, panels=128, vectors=2, rows=14, chunks=1, groups=1)
     full = 512 * 8192 * 128 * 2
     assert 7 / 8 < loops.cycles(threads=1) / full < 1.06 * 7 / 8
