@@ -6,6 +6,7 @@ Generated code never runs in the caller's process: a crash or a hang of it is an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,23 +15,26 @@ import torch
 
 from codegen import artifact, lower
 from codegen.artifact import Artifact
-from codegen.container import TensorSpec, relative_error
+from codegen.container import TOLERANCES, TensorSpec, relative_error
 from codegen.measure import pinned_worker
 from codegen.targets.base import Target
 from codegen.torch_backend import to_module
 from codegen.tuning import Progress, TuningDatabase, tune
 from codegen.workers import RemoteError, Worker
-from ir.errors import CompileError, VerificationError
+from ir.errors import CompileError, VerificationError, did_you_mean
 from ir.graph import Graph, Node, Value
 from ir.hashing import canonical_hash
 from ir.op import Array
+from ir.ops.contraction import PRECISIONS
 from ir.ops.indexing import DynamicUpdate, Take
 from ir.ops.shape import Reshape
 from ir.ops.structure import NUMPY_DTYPES, Component
+from ir.passes.lower_convolutions import LowerConvolutions
+from ir.passes.lower_precision import LowerPrecision, precision_of
 from ir.serialize import graph_to_json
 
-TOLERANCE: Final = 1e-4
-"""Largest difference from torch in float32, relative to the output's scale: both round each of some hundred sums."""
+TOLERANCE: Final = TOLERANCES["float32"]
+"""Largest difference from torch of a graph in float32."""
 TIMEOUT_S: Final = 120.0
 """Bound on code generation and one run; a model of this tool's sizes takes seconds."""
 
@@ -42,6 +46,7 @@ def compile_graph(
     params: Mapping[str, Array],
     target: Target,
     *,
+    precision: str | None = None,
     opt_level: int = 1,
     tuning_trials: int = 0,
     tuning_root: str | Path | None = None,
@@ -54,6 +59,8 @@ def compile_graph(
         graph: Graph without component nodes.
         params: A float32 array for each parameter.
         target: What to compile for; it must be this machine's kind, because the result is run to verify it.
+        precision: `bfloat16` rounds the operands of products to that, `float32` does not; None leaves every product as
+            the graph has it.
         opt_level: 1 takes tuned knobs where the database has them, else each kernel's rule; 3 tunes first.
         tuning_trials: Kernel candidates that level 3 may measure, in all.
         tuning_root: Folder of the tuning databases; see `TuningDatabase.for_target`.
@@ -65,33 +72,39 @@ def compile_graph(
 
     Raises:
         CompileError: A node has no kernel, or code generation failed.
-        VerificationError: The outputs differ from torch by more than `TOLERANCE`, or are not finite.
+        VerificationError: The outputs differ from torch, which rounds alike, by more than `TOLERANCES` allow, or are
+            not finite.
         KernelCrash: The generated code ended its process.
         KernelTimeout: It took longer than `TIMEOUT_S`.
     """
     _require_expanded(graph)
     if opt_level not in (1, 3):
         raise CompileError("unknown optimisation level", expected="1 or 3", found=str(opt_level))
+    if precision is not None:
+        graph = with_precision(graph, precision)
     database = TuningDatabase.for_target(target, tuning_root)
     if opt_level == 3:
         lowered = lower.lower(graph, target, database)
         tune([call.kernel for call in lowered.calls], target, database, trials=tuning_trials, progress=progress)
     inputs = sample_inputs(graph)
-    expected = torch_outputs(graph, params, inputs)
     worker = _worker(target.threads)
     arguments = (graph, dict(params), target, database, inputs)
-    try:
-        built, outputs = worker.call(lower.build_and_run, *arguments, timeout_s=TIMEOUT_S)
-    except RemoteError as error:
-        raise CompileError("code generation failed", found=error.found) from error
-    error = _verify(graph, expected, outputs)
+    with ThreadPoolExecutor(1) as beside:  # torch runs here while the worker builds
+        reference = beside.submit(_run_beside, graph, params, inputs)
+        graph_hash = beside.submit(canonical_hash, graph)
+        try:
+            built, outputs = worker.call(lower.build_and_run, *arguments, timeout_s=TIMEOUT_S)
+        except RemoteError as error:
+            reference.result()  # parameters that do not fit fail here too, and with their names
+            raise CompileError("code generation failed", found=error.found) from error
+    error = _verify(graph, reference.result(), outputs)
     bounds = index_bounds(graph)
     return Artifact(
         library=built.library,
         weights=built.weights,
         parameters=dict(params),
         graph_json=graph_to_json(graph),
-        graph_hash=canonical_hash(graph),
+        graph_hash=graph_hash.result(),
         inputs=[_spec(name, node, bounds.get(name)) for name, node in graph.inputs.items()],
         outputs=[TensorSpec(name, graph.type_of(v).shape, graph.type_of(v).dtype) for name, v in graph.outputs],
         example_inputs=inputs,
@@ -108,6 +121,19 @@ def describe_kernels(graph: Graph, target: Target, tuning_root: str | Path | Non
     """List which kernel serves each node of an expanded graph, without compiling it; see `lower.describe`."""
     _require_expanded(graph)
     return lower.describe(lower.lower(graph, target, TuningDatabase.for_target(target, tuning_root)))
+
+
+def with_precision(graph: Graph, precision: str) -> Graph:
+    """Return a graph whose products, convolutions that are products included, round their operands to a precision.
+
+    Raises:
+        CompileError: There is no such precision.
+    """
+    if precision not in PRECISIONS:
+        hint = did_you_mean(precision, PRECISIONS)
+        expected = " or ".join(PRECISIONS)
+        raise CompileError("unknown precision", expected=expected, found=repr(precision), hint=hint)
+    return LowerPrecision(precision)(LowerConvolutions()(graph))
 
 
 def sample_inputs(graph: Graph, seed: int = 0) -> dict[str, Array]:
@@ -143,6 +169,16 @@ def torch_outputs(graph: Graph, params: Mapping[str, Array], inputs: Mapping[str
     return {name: tensor.detach().numpy() for name, tensor in results.items()}
 
 
+def _run_beside(graph: Graph, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run torch on one thread: several that wait for each other stand still wherever the worker takes a CPU."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return torch_outputs(graph, params, inputs)
+    finally:
+        torch.set_num_threads(usual)
+
+
 def _limits(graph: Graph, value: Value) -> list[int]:
     limits: list[int] = []
     for user in graph.users(value):
@@ -173,15 +209,15 @@ def _worker(threads: int) -> Worker:
 
 
 def _verify(graph: Graph, expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> float:
-    worst = 0.0
+    worst, tolerance = 0.0, TOLERANCES[precision_of(graph)]
     for name, _ in graph.outputs:
         error = relative_error(outputs[name], expected[name])
-        if not error <= TOLERANCE:
+        if not error <= tolerance:
             found = f"{error:g}" if np.isfinite(error) else "values that are not finite"
             raise VerificationError(
                 "the compiled model disagrees with torch",
                 where=f"output {name}",
-                expected=f"at most {TOLERANCE:g}",
+                expected=f"at most {tolerance:g}",
                 found=found,
             )
         worst = max(worst, error)

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -131,6 +131,13 @@ def parse_safetensors(data: bytes) -> dict[str, np.ndarray]:
             start, end = entry["data_offsets"]
             arrays[name] = np.frombuffer(body[start:end], dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return arrays
+
+
+TOLERANCES: Final[dict[str, float]] = {"float32": 1e-4, "bfloat16": 2e-2}
+"""Largest difference between two correct programs, relative to the output's scale, by what products round operands to.
+
+In float32 both round each of some hundred sums; in bfloat16 a last bit tips roundings that are 2^-9 apart.
+"""
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

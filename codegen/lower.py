@@ -14,7 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from codegen._tvm import TIR_PIPELINE, PassContext, Target, relax, tvm
-from codegen.kernels.base import Array, Kernel, Knobs
+from codegen.cache import LibraryCache, Program
+from codegen.kernels.base import Array, Kernel, Knobs, storage_dtype
+from codegen.selection.precision import store_bfloat16
 from codegen.selection.select import aliases, select
 from codegen.selection.state import KernelCall, Static, Table
 from codegen.targets.base import Target as NasTarget
@@ -22,9 +24,10 @@ from codegen.tuning import TuningDatabase
 from ir.errors import CompileError
 from ir.graph import Graph, Value
 from ir.ops.structure import Constant, Parameter
-from ir.passes import canonicalize, cse, dce, fold_constants
+from ir.passes import canonicalize, cse, dce, fold_constants, lower_convolutions
 
 PASSES: Final[tuple[Callable[[Graph], Graph], ...]] = (
+    lower_convolutions.LowerConvolutions(),
     canonicalize.Canonicalize(),
     fold_constants.FoldConstants(),
     cse.Cse(),
@@ -82,6 +85,7 @@ def lower(graph: Graph, target: NasTarget, database: TuningDatabase | None = Non
     """
     graph = simplify(graph)
     calls = select(graph)
+    calls = store_bfloat16(graph, calls, aliases(graph, calls))
     kernels = {call.kernel.key: call.kernel for call in calls}
     found = {key: database.knobs(kernel, target) for key, kernel in kernels.items()} if database else {}
     tuned = {key: knobs for key, knobs in found.items() if knobs is not None}
@@ -108,15 +112,46 @@ def describe(lowered: Lowered) -> list[dict[str, Any]]:
     return records
 
 
-def build(lowered: Lowered, params: Mapping[str, Array], target: NasTarget) -> Built:
-    """Generate the library and pack the weights.
+def build(lowered: Lowered, params: Mapping[str, Array], target: NasTarget, cache: LibraryCache | None = None) -> Built:
+    """Pack the weights and generate the library, unless the cache has it.
 
     Raises:
         CompileError: TVM or the linker refuses.
     """
     weights = _Weights(lowered, params, target)
-    module = _relax_module(lowered, weights, target)
-    return Built(_library(module, target), weights.arrays, describe(lowered))
+    key = program(lowered, weights).key(target)
+    library = cache.get(key) if cache else None
+    if library is None:
+        library = _library(_relax_module(lowered, weights, target), target)
+        if cache:
+            cache.put(key, library)
+    return Built(library, weights.arrays, describe(lowered))
+
+
+def program(lowered: Lowered, weights: _Weights) -> Program:
+    """State what the library of a lowered graph depends on: values are numbered in order, inputs first."""
+    graph = lowered.graph
+    alias = aliases(graph, lowered.calls)
+    numbers = {node.results[0]: number for number, node in enumerate(graph.inputs.values())}
+    order: dict[str, int] = {}
+    steps: list[Any] = []
+    for call in lowered.calls:
+        operands: list[Any] = []
+        for index, operand in enumerate(call.operands):
+            if isinstance(operand, Static | Table):
+                operands.append(["weight", order.setdefault(weights.name(call, index), len(order))])
+            else:
+                operands.append(numbers[alias.get(operand, operand)])
+        for value in call.results:
+            numbers[value] = len(numbers)
+        results = [numbers[value] for value in call.results]
+        steps.append([call.kernel.key, dict(lowered.knobs[call.kernel.key]), operands, results])
+    return Program(
+        inputs=[[node.types[0].shape, node.types[0].dtype] for node in graph.inputs.values()],
+        weights=[[weights.arrays[name].shape, weights.arrays[name].dtype.name] for name in order],
+        steps=steps,
+        outputs=[[numbers[alias.get(value, value)], graph.type_of(value).shape] for _, value in graph.outputs],
+    )
 
 
 class _Weights:
@@ -140,15 +175,20 @@ class _Weights:
             array = array.reshape(kernel.inputs[index].shape)
             packed = kernel.pack(index, array, self.isa, knobs)
             name = f"{len(self._names)}.{self._label(operand)}"
-            self.arrays[name] = np.array(array if packed is None else packed, order="C")
+            self.arrays[name] = np.asarray(array if packed is None else packed, order="C")
             self._names[identity] = name
         return self._names[identity]
 
     def _array(self, static: Static) -> Array:
-        parts = [self._evaluate(value) for value in static.values]
+        parts = [self._value(value) for value in static.values]
         turned = [np.swapaxes(part, -1, -2) if static.transpose else part for part in parts]
         whole = turned[0] if len(turned) == 1 else np.concatenate(turned, axis=-1)
-        return whole.astype(np.float32) if whole.dtype.kind == "f" else whole
+        return whole.astype(np.float32, copy=False) if whole.dtype.kind == "f" else whole
+
+    def _value(self, value: Value) -> Array:
+        """Value of a static node; a parameter, which most are, is not computed, so it stays as it is."""
+        node = self.lowered.graph.node(value.node)
+        return np.asarray(self.params[node.op.label]) if isinstance(node.op, Parameter) else self._evaluate(value)
 
     def _evaluate(self, value: Value) -> Array:
         """Value of a static node, computed in float64."""
@@ -236,7 +276,7 @@ def _emit_call(
             arguments.append(weight(index))
         else:
             arguments.append(_shaped(builder, values[alias.get(operand, operand)], kernel.inputs[index].shape))
-    types = [relax.TensorType(output.shape, output.dtype) for output in kernel.outputs]
+    types = [relax.TensorType(output.shape, storage_dtype(output.dtype)) for output in kernel.outputs]
     made = builder.emit(
         relax.call_tir(functions[kernel.key], relax.Tuple(arguments), types if len(types) > 1 else types[0])
     )
@@ -296,12 +336,14 @@ def build_and_run(
     database: TuningDatabase,
     inputs: Mapping[str, Array],
 ) -> tuple[Built, dict[str, Array]]:
-    """Generate a graph's library and run it once; meant for a worker process.
+    """Generate a graph's library, or take it from the cache beside the database, and run it once.
+
+    Meant for a worker process.
 
     Returns:
         What was built, and the outputs by name.
     """
-    built = build(lower(graph, target, database), params, target)
+    built = build(lower(graph, target, database), params, target, LibraryCache(database.path.parent / "libraries"))
     with tempfile.TemporaryDirectory(prefix="nas-") as folder:
         path = Path(folder) / "library.so"
         path.write_bytes(built.library)

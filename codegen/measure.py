@@ -200,24 +200,10 @@ def reference_kernel() -> Callable[[], object]:
     return run
 
 
-def sample_call(call: Callable[[], object], seconds: float) -> list[float]:
-    """Time a function in this process for a while, after warming up.
-
-    Returns:
-        Seconds a call, for each sample.
-    """
-    group = warm_up(call)
-    samples: list[float] = []
-    start = time.perf_counter()
-    while not samples or time.perf_counter() - start < seconds:
-        samples.append(time_call(call, group))
-    return samples
-
-
-def warm_up(call: Callable[[], object]) -> int:
+def warm_up(call: Callable[[], object], seconds: float = _WARM_UP_S, fewest: int = _WARM_UP_CALLS) -> int:
     """Run a function for a while and return how many calls make a sample that the clock can resolve."""
     start, calls = time.perf_counter(), 0
-    while calls < _WARM_UP_CALLS or time.perf_counter() - start < _WARM_UP_S:
+    while calls < fewest or time.perf_counter() - start < seconds:
         call()
         calls += 1
     return max(1, math.ceil(_SHORTEST_SAMPLE_S * calls / (time.perf_counter() - start)))

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from codegen import container, machine, runtime
-from codegen.container import relative_error
+from codegen.container import TOLERANCES, relative_error
 from codegen.measure import device_lock, pinned_worker
 from codegen.rounds import figures, run_rounds
 from ir.errors import InputError, VerificationError, did_you_mean
 from ir.graph import Graph
+from ir.passes.lower_precision import precision_of
 from ir.serialize import graph_from_json
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}  # of the output's scale, by what products round their operands to
 _ROUNDS = 20  # the fewest from which an interval of the median follows
 _COMPILE_LIMIT_S = 900.0
 _SELF = "nas"
@@ -115,12 +115,6 @@ def versions(names: Sequence[str]) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
-
-
-def precision_of(graph: Graph) -> str:
-    """Return `bfloat16` where a product of the graph rounds its operands to that, else `float32`."""
-    rounded = any(getattr(node.op, "precision", None) == "bfloat16" for node in graph.nodes)
-    return "bfloat16" if rounded else "float32"
 
 
 def _prepare(

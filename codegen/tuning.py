@@ -11,29 +11,31 @@ import functools
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from codegen import _tvm, machine
-from codegen.container import relative_error
-from codegen.kernels.base import Array, Kernel, Knobs
-from codegen.measure import device_lock, pinned_worker, sample_call
+from codegen import machine
+from codegen.kernels.base import Kernel, Knobs
+from codegen.measure import device_lock, pinned_worker
 from codegen.targets.base import Target
+from codegen.trials import Candidate, build_candidate, compare, time_candidate
 from codegen.workers import RemoteError, Worker
 from ir.errors import KernelCrash, KernelTimeout, NasError, StorageError, VerificationError
 
-FORMAT_VERSION = 1
-TOLERANCE = 1e-4  # of the output's scale, in float32; the same as for whole models
-_SAMPLE_S = 0.1
+FORMAT_VERSION = 2
 _WORTH_A_CHANGE = 0.98  # a candidate must be 2 % faster than the rule's choice, which is about the noise of a sample
-_ROUNDS = 7  # of the duel between the fastest candidate and the rule's choice
-_WINS_NEEDED = 6  # by chance alone, a candidate no faster wins as often once in 16 duels
-_LARGEST_SANE = 1e4
+_WINS_NEEDED = 6  # of 7 rounds; by chance alone, a candidate no faster wins as often once in 16 duels
+_CHALLENGERS = 2  # the fastest so far may have been lucky
+_MOST_BUILDERS = 8  # a process each
 
 Progress = Callable[[int, int, str], None]
 
@@ -49,7 +51,11 @@ class Record:
         knobs: The best candidate, None where none worked.
         ms: Its time.
         rule_ms: Time of the candidate that would be used without tuning.
-        tried: Every candidate with its status (ok, wrong, crash, timeout, error) and its time or the reason.
+        tried: Every candidate with its status (ok, wrong, crash, timeout, error) and its time or the reason. The time
+            of one that was clearly slower than the best is rough.
+        duel: How the best of the others did against the rule's choice, timed in turns: its knobs, `ms`, `rule_ms`, and
+            in how many of the rounds it won. Without a clear win the rule's choice stays. None where nothing was
+            faster than the rule's choice to begin with.
         versions: Software that built and timed them.
         written: UTC time, ISO 8601.
     """
@@ -61,6 +67,7 @@ class Record:
     ms: float | None
     rule_ms: float | None
     tried: Sequence[Mapping[str, Any]] = ()
+    duel: Mapping[str, Any] | None = None
     versions: Mapping[str, str | None] = field(default_factory=machine.versions)
     written: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
@@ -152,15 +159,15 @@ def tune(
 ) -> dict[str, Knobs]:
     """Measure the alternatives of every kernel that has no record yet, and record the best.
 
-    Each candidate is built, checked against the kernel's reference and timed in a worker process; one that crashes,
-    hangs or computes something else is recorded as such and costs nothing more.
+    Candidates are built on all CPUs, then checked against the kernel's reference and timed one by one, all in worker
+    processes; one that crashes, hangs or computes something else is recorded as such and costs nothing more.
 
     Args:
         kernels: Workloads; equal ones are tuned once.
         target: What to tune for.
         database: Where records are kept.
         trials: Candidates to try in all, shared out among the kernels, the costliest first.
-        timeout_s: Longest that one candidate may take, build included.
+        timeout_s: Longest that one candidate may take to be built, and again to be checked and timed.
         progress: Called with candidates done, candidates in all, and what is tried next.
 
     Returns:
@@ -170,51 +177,19 @@ def tune(
     missing = [kernel for kernel in wanted.values() if database.record(kernel, target) is None]
     plan = _share_out(sorted(missing, key=lambda kernel: -kernel.flops), target, trials)
     total, done = sum(len(candidates) for _, candidates in plan), 0
-    with pinned_worker(target.threads, preload=("codegen.tuning",)) as worker:
-        for kernel, candidates in plan:
+    builders = min(_MOST_BUILDERS, len(machine.available_cpus()), max((len(space) for _, space in plan), default=1))
+    with _Workshop(target, builders, timeout_s) as workshop:
+        if plan:
+            workshop.start()
+        for kernel, space in plan:
             if database.record(kernel, target) is None:  # unless another process has tuned it meanwhile
-                tried: list[dict[str, Any]] = []
-                for index, knobs in enumerate(candidates):
-                    if progress is not None:
-                        progress(done + index, total, kernel.key)
-                    tried.append(_try(worker, kernel, target, knobs, timeout_s))
-                database.add(_choose(worker, kernel, target, tried, timeout_s))
-            done += len(candidates)
+                tell = functools.partial(_tell, progress, total, kernel.key, done)
+                database.add(_tune_kernel(workshop, kernel, target, space, tell))
+            done += len(space)
     if progress is not None and total:
         progress(total, total, "tuned")
     found = {key: database.knobs(kernel, target) for key, kernel in wanted.items()}
     return {key: knobs for key, knobs in found.items() if knobs is not None}
-
-
-def sample_operands(kernel: Kernel) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Draw operands on which the kernel's reference stays in range, and the reference's results.
-
-    A recurrence grows without bound where its decays exceed one. Whether an operand is a decay, and whether as a
-    logarithm, is the kernel's own affair, so draws of both signs, of negative and of small positive numbers are tried.
-    """
-    rng = np.random.default_rng(0)
-    draws: tuple[Callable[[tuple[int, ...]], Array], ...] = (
-        lambda shape: rng.standard_normal(shape),
-        lambda shape: -np.abs(rng.standard_normal(shape)),
-        lambda shape: rng.uniform(0.1, 0.9, shape),
-    )
-    inputs: tuple[Array, ...] = ()
-    results: tuple[Array, ...] = ()
-    for draw in draws:
-        inputs = tuple(_draw(draw, rng, operand.shape, operand.dtype) for operand in kernel.inputs)
-        with np.errstate(all="ignore"):
-            results = kernel.reference(*inputs)
-        if all(bool(np.all(np.abs(result) < _LARGEST_SANE)) for result in results):
-            break
-    return inputs, results
-
-
-def _draw(
-    draw: Callable[[tuple[int, ...]], Array], rng: np.random.Generator, shape: tuple[int, ...], dtype: str
-) -> Array:
-    if np.dtype(dtype).kind == "f":
-        return draw(shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)  # an index into any table of two rows or more
 
 
 def _share_out(kernels: Sequence[Kernel], target: Target, trials: int) -> list[tuple[Kernel, list[Knobs]]]:
@@ -232,96 +207,124 @@ def _share_out(kernels: Sequence[Kernel], target: Target, trials: int) -> list[t
     return plan
 
 
-def _try(worker: Worker, kernel: Kernel, target: Target, knobs: Knobs, timeout_s: float) -> dict[str, Any]:
-    tried: dict[str, Any] = {"knobs": dict(knobs)}
-    worker.start()  # a process that cannot even start is nothing that a candidate did
-    try:
+class _Workshop:
+    """Workers that build candidates side by side; the first, alone on the device meanwhile, also times them."""
+
+    def __init__(self, target: Target, builders: int, timeout_s: float) -> None:
+        self._target, self._timeout_s = target, timeout_s
+        self._bench = pinned_worker(target.threads, preload=("codegen.trials",))
+        others = [pinned_worker(1, first=number, preload=("codegen.trials",)) for number in range(1, builders)]
+        self._builders = [self._bench, *others]
+
+    def __enter__(self) -> _Workshop:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for worker in self._builders:
+            worker.close()
+
+    def start(self) -> None:
+        """Start all processes, side by side."""
+        with ThreadPoolExecutor(len(self._builders)) as threads:
+            list(threads.map(Worker.start, self._builders))
+
+    def build(self, kernel: Kernel, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+        """Build candidates; each becomes a report that says how it went, by `status`, unless it went well."""
+        idle: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._builders:
+            idle.put(worker)
+
+        def build(candidate: Candidate) -> dict[str, Any]:
+            worker = idle.get()
+            try:
+                return self._attempt(worker, build_candidate, kernel, candidate)
+            finally:
+                idle.put(worker)
+
+        with ThreadPoolExecutor(len(self._builders)) as threads:
+            return list(threads.map(build, candidates))
+
+    def time(self, kernel: Kernel, candidate: Candidate, best_ms: float) -> dict[str, Any]:
+        """Check and time a candidate; the report has its `ms`, or says what is wrong with it."""
+        self._bench.start()  # a process that cannot even start is nothing that a candidate did
         with device_lock("cpu"):
-            ms = worker.call(_time_candidate, kernel, target, knobs, timeout_s=timeout_s)
-    except KernelCrash as error:
-        return tried | {"status": "crash", "reason": _reason(error)}
-    except KernelTimeout as error:
-        return tried | {"status": "timeout", "reason": _reason(error)}
-    except VerificationError as error:
-        return tried | {"status": "wrong", "reason": _reason(error)}
-    except RemoteError as error:
-        return tried | {"status": "error", "reason": _reason(error)}
-    return tried | {"status": "ok", "ms": ms}
+            return self._attempt(self._bench, time_candidate, kernel, candidate, best_ms)
+
+    def compare(self, kernel: Kernel, candidates: Sequence[Candidate]) -> list[list[float]]:
+        """Time working candidates in turns; see `trials.compare`."""
+        with device_lock("cpu"):
+            return self._bench.call(compare, kernel, self._target, candidates, timeout_s=self._timeout_s)
+
+    def _attempt(
+        self, worker: Worker, function: Callable[..., Any], kernel: Kernel, candidate: Candidate, *more: Any
+    ) -> dict[str, Any]:
+        tried: dict[str, Any] = {"knobs": dict(candidate[0])}
+        try:
+            ms = worker.call(function, kernel, self._target, candidate, *more, timeout_s=self._timeout_s)
+        except KernelCrash as error:
+            return tried | {"status": "crash", "reason": _reason(error)}
+        except KernelTimeout as error:
+            return tried | {"status": "timeout", "reason": _reason(error)}
+        except VerificationError as error:
+            return tried | {"status": "wrong", "reason": _reason(error)}
+        except RemoteError as error:
+            return tried | {"status": "error", "reason": _reason(error)}
+        return tried if ms is None else tried | {"status": "ok", "ms": ms}
+
+
+def _tune_kernel(
+    workshop: _Workshop, kernel: Kernel, target: Target, space: Sequence[Knobs], progress: Callable[[int], None]
+) -> Record:
+    """Try candidates of one kernel and choose."""
+    with tempfile.TemporaryDirectory(prefix="nas-") as folder:
+        candidates = [(knobs, f"{folder}/{number}.so") for number, knobs in enumerate(space)]
+        progress(0)
+        tried = workshop.build(kernel, candidates)
+        best_ms = math.inf
+        for number, candidate in enumerate(candidates):
+            if number:
+                progress(number)
+            if "status" not in tried[number]:
+                tried[number] = workshop.time(kernel, candidate, best_ms)
+                best_ms = min(best_ms, tried[number].get("ms", math.inf))
+        return _choose(workshop, kernel, target, candidates, tried)
+
+
+def _tell(progress: Progress | None, total: int, kernel: str, before: int, number: int) -> None:
+    if progress is not None:
+        progress(before + number, total, kernel)
+
+
+def _choose(
+    workshop: _Workshop,
+    kernel: Kernel,
+    target: Target,
+    candidates: Sequence[Candidate],
+    tried: Sequence[Mapping[str, Any]],
+) -> Record:
+    """Pick the fastest candidate, unless the rule's choice, the first, holds its own against it in turns."""
+    place = kernel.key, target.fingerprint
+    ranked = sorted((i for i, one in enumerate(tried) if one["status"] == "ok"), key=lambda i: tried[i]["ms"])
+    if not ranked:
+        return Record(*place, "failed", None, None, None, tried)
+    best = ranked[0]
+    if best == 0 or 0 not in ranked:
+        return Record(*place, "ok", tried[best]["knobs"], tried[best]["ms"], tried[0].get("ms"), tried)
+    challengers = [i for i in ranked[:_CHALLENGERS] if i != 0]
+    rounds = workshop.compare(kernel, [candidates[i] for i in (0, *challengers)])
+    rule_ms, *challenger_ms = (float(np.median(times)) for times in zip(*rounds, strict=True))
+    ms = min(challenger_ms)
+    position = challenger_ms.index(ms)
+    wins = sum(times[1 + position] < _WORTH_A_CHANGE * times[0] for times in rounds)
+    knobs = tried[challengers[position]]["knobs"]
+    duel = {"knobs": knobs, "ms": ms, "rule_ms": rule_ms, "wins": wins, "rounds": len(rounds)}
+    if wins < _WINS_NEEDED:
+        return Record(*place, "ok", tried[0]["knobs"], rule_ms, rule_ms, tried, duel)
+    return Record(*place, "ok", knobs, ms, rule_ms, tried, duel)
 
 
 def _reason(error: NasError) -> str:
     return f"{error.message}: {error.found}" if error.found else error.message
-
-
-def _choose(
-    worker: Worker, kernel: Kernel, target: Target, tried: Sequence[Mapping[str, Any]], timeout_s: float
-) -> Record:
-    """Pick the fastest candidate, unless the rule's choice holds its own against it in turns."""
-    working = [candidate for candidate in tried if candidate["status"] == "ok"]
-    if not working:
-        return Record(kernel.key, target.fingerprint, "failed", None, None, None, tried)
-    best = min(working, key=lambda candidate: candidate["ms"])
-    rule = tried[0]
-    if rule["status"] == "ok" and best is not rule:
-        with device_lock("cpu"):
-            wins, times = worker.call(_duel, kernel, target, rule["knobs"], best["knobs"], timeout_s=timeout_s)
-        if wins < _WINS_NEEDED:
-            return Record(kernel.key, target.fingerprint, "ok", rule["knobs"], times[0], times[0], tried)
-        return Record(kernel.key, target.fingerprint, "ok", best["knobs"], times[1], times[0], tried)
-    return Record(kernel.key, target.fingerprint, "ok", best["knobs"], best["ms"], rule.get("ms"), tried)
-
-
-def _duel(kernel: Kernel, target: Target, rule: Knobs, challenger: Knobs) -> tuple[int, list[float]]:
-    """Time two candidates in turns: what slows the machine down slows both. Runs in the worker process.
-
-    Returns:
-        Rounds in which the challenger was faster by the margin, and the median milliseconds of each.
-    """
-    runs = [_runnable(kernel, target, knobs) for knobs in (rule, challenger)]
-    rounds = [[_milliseconds(run, _SAMPLE_S / _ROUNDS) for run in runs] for _ in range(_ROUNDS)]
-    wins = sum(new < _WORTH_A_CHANGE * old for old, new in rounds)
-    return wins, [float(np.median(times)) for times in zip(*rounds, strict=True)]
-
-
-def _time_candidate(kernel: Kernel, target: Target, knobs: Knobs) -> float:
-    """Build a candidate, check it, and return its time in milliseconds; runs in the worker process."""
-    return _milliseconds(_runnable(kernel, target, knobs), _SAMPLE_S)
-
-
-def _milliseconds(run: Callable[[], object], seconds: float) -> float:
-    """Take the tenth percentile: what other processes add must not decide between candidates."""
-    return float(np.percentile(sample_call(run, seconds), 10)) * 1e3
-
-
-def _runnable(kernel: Kernel, target: Target, knobs: Knobs) -> Callable[[], object]:
-    """Build a candidate, check it against the reference, and return its bare call."""
-    executable = _tvm.compile_functions({"candidate": kernel.build(target.isa, knobs)}, _tvm.Target(target.to_tvm()))
-    inputs, expected = _operands(kernel)
-    tensors = [_tvm.device_array(_as_built(kernel, i, array, target, knobs)) for i, array in enumerate(inputs)]
-    outputs = [_tvm.device_array(_poisoned(operand.shape, operand.dtype)) for operand in kernel.outputs]
-    run = executable["candidate"]
-    run(*tensors, *outputs)
-    for found, right in zip(outputs, expected, strict=True):
-        error = relative_error(found.numpy(), right)
-        if not error <= TOLERANCE:
-            limit = f"an error of at most {TOLERANCE:g} of the output's scale"
-            raise VerificationError("the kernel disagrees with its reference", expected=limit, found=f"{error:g}")
-    return lambda: run(*tensors, *outputs)
-
-
-@functools.lru_cache(maxsize=1)
-def _operands(kernel: Kernel) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    return sample_operands(kernel)
-
-
-def _poisoned(shape: tuple[int, ...], dtype: str) -> Array:
-    """Return an output buffer that shows where nothing was written."""
-    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else -1, dtype)
-
-
-def _as_built(kernel: Kernel, index: int, array: Array, target: Target, knobs: Knobs) -> Array:
-    packed = kernel.pack(index, array, target.isa, knobs)
-    return array if packed is None else packed
 
 
 def _ends_inside_line(descriptor: int) -> bool:

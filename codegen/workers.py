@@ -1,10 +1,11 @@
 """Isolated worker processes: generated code that crashes or hangs costs one request, never the caller.
 
 A `Worker` is a fresh Python process that imports its libraries once and then serves requests, one at a time, over a
-socket pair: `(function, arguments)` in, `(status, value)` out, pickled. Functions travel by reference, so they must be
-importable module-level functions. When a request kills the process or runs out of time, the next request starts a new
-process. A worker dies with its parent, whatever kills that, even in the middle of generated code: it holds the read end
-of a pipe that it never reads and asks the kernel for a signal when the write end closes.
+socket pair: `(function, arguments)` in, `(status, value)` out, pickled, large arrays as they lie in memory. Functions
+travel by reference, so they must be importable module-level functions. When a request kills the process or runs out of
+time, the next request starts a new process. A worker dies with its parent, whatever kills that, even in the middle of
+generated code: it holds the read end of a pipe that it never reads and asks the kernel for a signal when the write end
+closes.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import importlib
+import mmap
 import os
+import pickle
+import select
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import IO, Any
 
@@ -29,6 +34,8 @@ from ir.errors import KernelCrash, KernelTimeout, NasError, StorageError
 
 _START_TIMEOUT_S = 120.0  # importing TVM takes 1-2 s on a quiet machine; this only bounds a broken installation
 _LOG_TAIL_CHARACTERS = 2000
+_BESIDE_BYTES = 1 << 16  # arrays from this size on travel outside the pickle: a copy less on each side
+_ALIGNMENT_BYTES = 64  # of arrays that arrive: generated code may take them where they lie
 _FULL_BELOW_BYTES = 1 << 16  # LLVM ends its process, without a word that can be caught, when a file has no room
 
 
@@ -131,11 +138,83 @@ class Worker:
         raise RemoteError(f"{name} failed in a worker process", found=value)
 
 
+class Channel:
+    """One end of a socket that carries objects.
+
+    A message is its head (number of parts, bytes of each), the pickle, and then the memory of each large array.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    def send(self, message: object) -> None:
+        """Send an object.
+
+        Raises:
+            ConnectionError: The other end is closed.
+        """
+        beside: list[memoryview] = []
+
+        def stays(buffer: pickle.PickleBuffer) -> bool:
+            raw = buffer.raw()
+            if raw.nbytes >= _BESIDE_BYTES:
+                beside.append(raw)
+            return raw.nbytes < _BESIDE_BYTES
+
+        parts = [memoryview(pickle.dumps(message, protocol=5, buffer_callback=stays)), *beside]
+        self._socket.sendall(struct.pack(f"<{len(parts) + 1}Q", len(parts), *(part.nbytes for part in parts)))
+        for part in parts:
+            self._socket.sendall(part)
+
+    def poll(self, timeout_s: float) -> bool:
+        """Wait for something to receive, the end included, and return whether it came in time."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1e3))
+
+    def receive(self) -> Any:
+        """Return the next object; its large arrays are writable and share one block of memory.
+
+        Raises:
+            EOFError: The other end is closed.
+        """
+        (count,) = struct.unpack("<Q", self._read(8))
+        sizes = struct.unpack(f"<{count}Q", self._read(8 * count))
+        starts, end = [0], 0
+        for size in sizes:
+            end += -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+            starts.append(end)
+        block = mmap.mmap(-1, end, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block.madvise(mmap.MADV_HUGEPAGE)  # else the kernel takes longer to find the memory than the socket to fill it
+        memory = memoryview(block)
+        parts = [memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        for part in parts:
+            self._read_into(part)
+        return pickle.loads(parts[0], buffers=parts[1:])
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
+
+    def _read(self, size: int) -> bytearray:
+        data = bytearray(size)
+        self._read_into(memoryview(data))
+        return data
+
+    def _read_into(self, memory: memoryview) -> None:
+        while memory:
+            count = self._socket.recv_into(memory)
+            if count == 0:
+                raise EOFError
+            memory = memory[count:]
+
+
 class _Process:
     """The parent's side of one process."""
 
     def __init__(self, cpus: tuple[int, ...], environment: dict[str, str]) -> None:
-        self._connection, theirs = Pipe()
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours)
         lifeline, self._lifeline = os.pipe()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -161,10 +240,10 @@ class _Process:
             TimeoutError: No answer in time.
             EOFError: The process ended instead of answering.
         """
-        self._connection.send(request)
-        if not self._connection.poll(timeout_s):
+        self._channel.send(request)
+        if not self._channel.poll(timeout_s):
             raise TimeoutError
-        return self._connection.recv()
+        return self._channel.receive()
 
     def obituary(self) -> str:
         """Say how the process ended and what it printed last."""
@@ -180,7 +259,7 @@ class _Process:
         with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
-        self._connection.close()
+        self._channel.close()
         with suppress(OSError):
             os.close(self._lifeline)
         self._log.close()
@@ -206,17 +285,19 @@ def serve(connection_fd: int, lifeline_fd: int, *cpus: int) -> None:
     _die_with_parent(lifeline_fd)
     if cpus:
         os.sched_setaffinity(0, cpus)
-    connection = Connection(connection_fd)
+    channel = Channel(socket.socket(fileno=connection_fd))
     while True:
         try:
-            function, arguments = connection.recv()
+            function, arguments = channel.receive()
         except EOFError:
             return
         except (AttributeError, ImportError):
             answer = ("error", traceback.format_exc())  # the function is not importable here
         else:
             answer = _answer(function, arguments)
-        connection.send(answer)
+            del arguments
+        channel.send(answer)
+        del answer  # memory that the next request may need
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:

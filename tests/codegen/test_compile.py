@@ -111,6 +111,25 @@ def test_output_that_is_an_input_outlives_the_next_call(tmp_path: Path) -> None:
     assert all(np.array_equal(array, np.ones(array.shape)) for array in first.values())
 
 
+def test_seen_architecture_takes_its_library_and_is_verified_again(tmp_path: Path) -> None:
+    """Other weights and names: the same library, other results; and weights that compute NaN are found all the same."""
+    graph, params = small()
+    b = Builder()
+    renamed = b.build(z=b.exp(b.linear(b.input("a", (3, 8)), "v", (Axis("hidden", 4),)) * 1.0))
+    first = compile_graph(graph, params, TARGET, tuning_root=tmp_path)
+    second = compile_graph(renamed, initialize(renamed, 1), TARGET, tuning_root=tmp_path)
+    entries = list(tmp_path.glob("*/libraries/*.so"))
+    assert len(entries) == 1
+    assert first.library == second.library
+    assert entries[0].read_bytes().endswith(first.library)
+    for artifact in (first, second):
+        check(artifact)
+    assert not np.array_equal(first.expected_outputs["y"], second.expected_outputs["z"])
+    assert [list(artifact.parameters) for artifact in (first, second)] == [["w"], ["v"]]
+    with pytest.raises(VerificationError, match="disagrees"):
+        compile_graph(graph, {"w": np.full((8, 4), np.nan, np.float32)}, TARGET, tuning_root=tmp_path)
+
+
 @settings(max_examples=25, phases=(Phase.explicit, Phase.generate))  # shrinking would compile hundreds more
 @given(
     graph=random_graphs.graphs(

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen import targets, tuning
+from codegen import targets, trials, tuning
 from codegen._tvm import PrimFunc, te
 from codegen.kernels.base import Array, Isa, Kernel, Knobs
 from codegen.targets import Target
+from codegen.trials import Candidate
 from codegen.tuning import Record, TuningDatabase, tune
-from codegen.workers import Worker
 from ir.errors import StorageError
 from ir.types import TensorType
 
@@ -133,40 +133,87 @@ def test_tune_second_run_measures_nothing(target: Target, database: TuningDataba
     kernels = [ScaleKernel(n=32), ScaleKernel(n=16, first="wrong")]
     first = tune(kernels, target, database, trials=4)
     before = database.path.read_bytes()
-    monkeypatch.setattr(tuning, "_try", lambda *_: pytest.fail("a candidate was measured again"))
+    monkeypatch.setattr(tuning, "_tune_kernel", lambda *_: pytest.fail("a candidate was measured again"))
     again = TuningDatabase(database.path.parent)
     assert tune(kernels, target, again, trials=4) == first
     assert list(first) == [kernels[0].key]
     assert database.path.read_bytes() == before
 
 
-class ScriptedWorker(Worker):
-    """Answers every duel with the same result."""
+class ScriptedWorkshop(tuning._Workshop):
+    """Answers every comparison with the same rounds."""
 
-    def __init__(self, wins: int, times: list[float]) -> None:
-        super().__init__()
-        self.answer = wins, times
+    def __init__(self, rounds: list[list[float]]) -> None:
+        self.rounds = rounds
+        self.compared: list[list[Candidate]] = []
 
-    def call(self, function: object, *arguments: object, timeout_s: float) -> object:
-        """Return the scripted result."""
-        return self.answer
+    def compare(self, kernel: Kernel, candidates: Sequence[Candidate]) -> list[list[float]]:
+        """Return the scripted rounds."""
+        self.compared.append(list(candidates))
+        return self.rounds
+
+
+def choose(workshop: tuning._Workshop, target: Target, *ms: float | None) -> Record:
+    """Choose among candidates that were timed alone; None is one that crashed."""
+    candidates = [({"a": number}, f"{number}.so") for number in range(len(ms))]
+    tried = [
+        {"knobs": knobs, "status": "crash" if time is None else "ok"} | ({} if time is None else {"ms": time})
+        for (knobs, _), time in zip(candidates, ms, strict=True)
+    ]
+    return tuning._choose(workshop, ScaleKernel(), target, candidates, tried)
 
 
 @pytest.mark.parametrize(("wins", "chosen"), [(5, 0), (6, 1)])
 def test_tune_keeps_rule_unless_challenger_wins_the_duel(target: Target, wins: int, chosen: int):
-    """A candidate that was faster once must be so again, in turns with the rule's choice."""
-    tried = [{"knobs": {"a": 0}, "status": "ok", "ms": 1.0}, {"knobs": {"a": 1}, "status": "ok", "ms": 0.9}]
-    record = tuning._choose(ScriptedWorker(wins, [1.0, 0.9]), ScaleKernel(), target, tried, 1.0)
+    """A candidate that was faster once must be so again, in turns with the rule's choice; the record tells of both."""
+    rounds = [[1.0, 0.9]] * wins + [[1.0, 0.99]] * (7 - wins)
+    record = choose(ScriptedWorkshop(rounds), target, 1.0, 0.8)
     assert record.knobs == {"a": chosen}
     assert record.ms == [1.0, 0.9][chosen]
+    assert record.rule_ms == 1.0
+    assert record.duel == {"knobs": {"a": 1}, "ms": 0.9, "rule_ms": 1.0, "wins": wins, "rounds": 7}
+
+
+def test_tune_lets_the_two_fastest_challenge_the_rule(target: Target):
+    """Of the candidates, the two that were fastest alone meet the rule's choice, and the faster in turns is taken."""
+    workshop = ScriptedWorkshop([[1.0, 0.9, 0.8]] * 7)
+    record = choose(workshop, target, 1.0, 0.7, 0.9, 0.6, None)
+    assert [[knobs["a"] for knobs, _ in candidates] for candidates in workshop.compared] == [[0, 3, 1]]
+    assert record.knobs == {"a": 1}
+    assert (record.ms, record.rule_ms) == (0.8, 1.0)
+
+
+def test_tune_asks_no_duel_that_the_rule_has_won(target: Target):
+    """A rule that was fastest alone is chosen as it is."""
+    workshop = ScriptedWorkshop([])
+    record = choose(workshop, target, 1.0, 1.1)
+    assert not workshop.compared
+    assert (record.knobs, record.ms, record.rule_ms, record.duel) == ({"a": 0}, 1.0, 1.0, None)
 
 
 def test_tune_takes_what_works_when_the_rule_does_not(target: Target):
     """With a rule that crashes there is nothing to beat."""
-    tried = [{"knobs": {"a": 0}, "status": "crash"}, {"knobs": {"a": 1}, "status": "ok", "ms": 0.9}]
-    record = tuning._choose(ScriptedWorker(0, [1.0, 0.9]), ScaleKernel(), target, tried, 1.0)
+    record = choose(ScriptedWorkshop([]), target, None, 0.9)
     assert record.knobs == {"a": 1}
     assert record.rule_ms is None
+
+
+def test_slow_candidate_is_timed_a_few_times_only(monkeypatch: pytest.MonkeyPatch, target: Target):
+    """One that is far behind the best costs three samples; without a best it is timed like any other."""
+    samples: list[int] = []
+
+    def count(run: object, group: int = 1) -> float:
+        samples.append(group)
+        return 1e-3
+
+    monkeypatch.setattr(trials, "time_call", count)
+    monkeypatch.setattr(trials, "_runnable", lambda *_: lambda: None)
+    candidate = ({"a": 0}, "0.so")
+    assert trials.time_candidate(ScaleKernel(), target, candidate, best_ms=0.5) == pytest.approx(1.0)
+    assert len(samples) == 3
+    samples.clear()
+    trials.time_candidate(ScaleKernel(), target, candidate, best_ms=0.9)
+    assert len(samples) >= 5
 
 
 @pytest.mark.parametrize(
@@ -195,7 +242,7 @@ def test_tune_reports_progress(target: Target, database: TuningDatabase):
 
 def test_tune_operands_keep_recurrences_in_range():
     """Operands are drawn so that a decaying recurrence stays finite."""
-    inputs, results = tuning.sample_operands(DecayKernel(n=512))
+    inputs, results = trials.sample_operands(DecayKernel(n=512))
     assert (inputs[0] <= 0).all()
     assert np.isfinite(results[0]).all()
 
@@ -224,7 +271,8 @@ def test_database_survives_truncated_line(database: TuningDatabase):
 
 
 @pytest.mark.parametrize(
-    "line", ["", "[]", "null", "{}", '{"format_version": 99}', '{"format_version": 1}', "\x00\xff"]
+    "line",
+    ["", "[]", "null", "{}", '{"format_version": 99}', '{"format_version": 1}', '{"format_version": 2}', "\x00\xff"],
 )
 def test_database_skips_foreign_lines(database: TuningDatabase, line: str):
     """Lines of other versions, and rubbish, hide nothing else."""

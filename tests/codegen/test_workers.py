@@ -4,15 +4,18 @@ import ctypes
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from codegen.workers import RemoteError, Worker
+from codegen.workers import Channel, RemoteError, Worker
 from ir.errors import DataError, KernelCrash, KernelTimeout
 
 LONG_S = 60.0  # far above what any request here takes, so that a busy machine cannot fail a test
@@ -175,3 +178,45 @@ def test_worker_dies_with_killed_parent(tmp_path: Path):
     parent.kill()
     parent.wait()
     wait_until(lambda: not is_running(pid))
+
+
+@pytest.fixture
+def channels() -> Iterator[tuple[Channel, Channel]]:
+    """Both ends of a socket."""
+    ends = tuple(Channel(end) for end in socket.socketpair())
+    yield ends[0], ends[1]
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 1 << 14, (1 << 14) + 3, 3_000_001])
+def test_channel_carries_arrays_of_any_size(channels: tuple[Channel, Channel], size: int) -> None:
+    """Arrays, contiguous or not, arrive as they were, and large ones writable and aligned for generated code."""
+    near, far = channels
+    sent = {
+        "plain": np.arange(size, dtype=np.float32),
+        "strided": np.arange(2 * size, dtype=np.int32)[::2],
+        "turned": np.arange(6 * size, dtype=np.float64).reshape(2, 3, size).T,
+        "text": "x" * size,
+    }
+    with ThreadPoolExecutor(1) as sender:  # a socket holds less than this
+        sender.submit(near.send, sent)
+        found = far.receive()
+    assert found["text"] == sent["text"]
+    for name in ("plain", "strided", "turned"):
+        np.testing.assert_array_equal(found[name], sent[name])
+        assert found[name].dtype == sent[name].dtype
+    if size >= 1 << 14:
+        assert found["plain"].ctypes.data % 64 == 0
+        found["plain"][0] = -1
+
+
+def test_channel_tells_of_a_peer_that_died_while_sending(channels: tuple[Channel, Channel]) -> None:
+    """A message that was cut short is no answer."""
+    near, far = channels
+    assert not far.poll(0.01)
+    near._socket.sendall((1).to_bytes(8, "little") + (1000).to_bytes(8, "little") + b"only this")
+    near.close()
+    assert far.poll(1.0)
+    with pytest.raises(EOFError):
+        far.receive()
