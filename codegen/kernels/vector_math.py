@@ -297,6 +297,7 @@ def _vector_type(scalar: str, lanes: int) -> str:
 
 
 ACTIVATIONS: Final[dict[str, Callable[[Expr], Expr]]] = {
+    "identity": lambda x: x,
     "relu": relu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
@@ -318,6 +319,7 @@ def _sigmoid_numpy(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATION_REFERENCES: Final[dict[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0.0),
     "gelu": lambda x: 0.5 * x * (1 + _erf_numpy(x * math.sqrt(0.5))),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(_GELU_LINEAR * (x + _GELU_CUBIC * x**3))),

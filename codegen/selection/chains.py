@@ -16,7 +16,20 @@ from ir.ops import reduction as rd
 from ir.ops import shape as sh
 from ir.ops.structure import Constant, Input
 
-COSTLY: Final = (ew.Exp, ew.Log, ew.Sin, ew.Cos, ew.Tanh, ew.Erf, ew.Sigmoid, ew.Silu, ew.Gelu, ew.Softplus, ew.Pow, at.Rope)
+COSTLY: Final = (
+    ew.Exp,
+    ew.Log,
+    ew.Sin,
+    ew.Cos,
+    ew.Tanh,
+    ew.Erf,
+    ew.Sigmoid,
+    ew.Silu,
+    ew.Gelu,
+    ew.Softplus,
+    ew.Pow,
+    at.Rope,
+)
 """Functions that are not computed again for each element of a broadcast."""
 LARGEST_CHAIN: Final = 24
 """Nodes of a chain, so that its expression stays quick to compile."""

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Final
 
 from codegen.kernels.attention import AttentionKernel
-from codegen.kernels.base import Kernel
 from codegen.kernels.batch_gemm import BatchGemmKernel
 from codegen.kernels.norm import NormKernel
 from codegen.kernels.recurrence import OuterScanKernel
 from codegen.kernels.rope import RopeKernel
 from codegen.kernels.scan import ScanKernel
-from codegen.kernels.selective_scan import SelectiveScanKernel
 from codegen.kernels.window import WindowKernel
+from codegen.selection.mixing import delta_scan
 from codegen.selection.state import Selection, Table, row_count
+from codegen.selection.state_space import selective_scan
 from ir.errors import CompileError
-from ir.graph import Node, Value
+from ir.graph import Node
 from ir.op import Op
 from ir.ops import attention as at
 from ir.ops import contraction as ct
@@ -25,11 +25,7 @@ from ir.ops import elementwise as ew
 from ir.ops import normalization as nm
 from ir.ops import recurrence as rc
 from ir.ops import reduction as rd
-from ir.ops import shape as sh
 from ir.ops.structure import Constant
-
-POSITIVE: Final = (ew.Exp, ew.Relu, ew.Sigmoid, ew.Softplus, ew.Square)
-"""Functions that are never negative."""
 
 
 def _attention(state: Selection, node: Node) -> None:
@@ -68,53 +64,28 @@ def _rope(state: Selection, node: Node) -> None:
 def _outer_scan(state: Selection, node: Node) -> None:
     op = node.op
     assert isinstance(op, rc.OuterScan)
+    if op.delta:
+        delta_scan(state, node)
+        return
+    if op.decay == "state":
+        selective_scan(state, node)
+        return
     batch, steps, heads, keys = state.graph.type_of(node.operands[0]).shape
     values = state.graph.type_of(node.operands[2]).shape[3]
     wants_state = bool(state.graph.users(node.results[1])) or node.results[1] in state.outputs
     results = node.results if wants_state else node.results[:1]
-    if op.decay == "state":
-        kernel: Kernel = SelectiveScanKernel(
-            batch=batch,
-            t=steps,
-            channels=values,
-            state=keys,
-            heads=heads,
-            scale=op.scale,
-            decaying=_is_decaying(state, gates=node.operands[3], rate=node.operands[4]),
-            initial_state=op.has_state,
-            final_state=wants_state,
-        )
-    else:
-        kernel = OuterScanKernel(
-            batch=batch,
-            t=steps,
-            heads=heads,
-            dk=keys,
-            dv=values,
-            decay=op.decay,
-            scale=op.scale,
-            initial_state=op.has_state,
-            final_state=wants_state,
-        )
-    state.add(kernel, node.operands, results, [node.id])
-
-
-def _is_decaying(state: Selection, gates: Value, rate: Value) -> bool:
-    """Whether every gate * rate is certainly at most zero: a positive function times a negated one."""
-    negated = _below_views(state, rate)
-    return (
-        isinstance(_below_views(state, gates).op, POSITIVE)
-        and isinstance(negated.op, ew.Neg)
-        and isinstance(_below_views(state, negated.operands[0]).op, POSITIVE)
+    kernel = OuterScanKernel(
+        batch=batch,
+        t=steps,
+        heads=heads,
+        dk=keys,
+        dv=values,
+        decay=op.decay,
+        scale=op.scale,
+        initial_state=op.has_state,
+        final_state=wants_state,
     )
-
-
-def _below_views(state: Selection, value: Value) -> Node:
-    """The node that computes a value's elements, whatever their order."""
-    node = state.producer(value)
-    while isinstance(node.op, sh.Reshape | sh.Transpose | sh.Broadcast | sh.Slice):
-        node = state.producer(node.operands[0])
-    return node
+    state.add(kernel, node.operands, results, [node.id])
 
 
 def _norm(state: Selection, node: Node) -> None:
@@ -202,6 +173,7 @@ def _batch_product(state: Selection, node: Node) -> None:
         transpose_b=op.transpose_b,
         a_shared=a_products < batch,
         b_shared=b_products < batch,
+        precision=op.precision,
     )
     state.add(kernel, node.operands, node.results, [node.id])
 

@@ -18,6 +18,7 @@ import networkx as nx
 from codegen.kernels.fused import FusedKernel
 from codegen.selection.chains import fuse_chains
 from codegen.selection.generators import GENERATORS
+from codegen.selection.merging import merge_products
 from codegen.selection.products import is_weight_product, take_gated_product, take_product
 from codegen.selection.state import KernelCall, Selection, Static
 from ir.graph import Graph, Node, Value
@@ -48,7 +49,8 @@ def select(graph: Graph) -> list[KernelCall]:
         if state.is_free(node) and type(node.op) in GENERATORS:
             GENERATORS[type(node.op)](state, node)
     fuse_chains(state, live)
-    return [*_in_order(state), *_output_copies(state)]
+    calls = [*_in_order(state), *_output_copies(state)]
+    return merge_products(graph, calls, aliases(graph, calls))
 
 
 def aliases(graph: Graph, calls: Sequence[KernelCall]) -> dict[Value, Value]:

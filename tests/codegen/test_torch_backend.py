@@ -25,6 +25,8 @@ from ir.ops import elementwise as ew
 from ir.ops.convolution import Pool
 from ir.ops.elementwise import Cast, Compare
 from ir.ops.recurrence import DECAYS, FORMS, Decay, Form
+from ir.passes.lower_precision import LowerPrecision
+from ir.text import print_graph
 from ir.types import Axis
 from tests.ir import random_graphs
 
@@ -419,3 +421,12 @@ def test_dead_nodes_are_not_computed() -> None:
     b.log(unused)
     module = to_module(b.build(y=b.exp(x)))
     assert module(x=torch.zeros(2, 3), unused=torch.zeros(2, 3))["y"].sum() == 6
+
+
+def test_matmul_rounds_its_operands():
+    """With a precision, torch multiplies the same rounded operands as numpy, and the sums stay wide."""
+    graph = LowerPrecision("bfloat16")(
+        graph_of(lambda b, x: b.matmul(x, b.parameter("w", ((Axis("a", 5),), (Axis("b", 7),)))), (2, 3, 5))
+    )
+    assert '{precision="bfloat16"}' in print_graph(graph)
+    check(graph)

@@ -35,6 +35,8 @@ BATCHES = {
     "shared_a": BatchGemmKernel(4, 20, 16, 16, a_shared=True),
     "shared_b": BatchGemmKernel(4, 9, 3, 40, b_shared=True, transpose_b=True),
     "one_row": BatchGemmKernel(3, 1, 70, 20),
+    "rounded": BatchGemmKernel(2, 19, 20, 7, precision="bfloat16"),
+    "rounded_transposed": BatchGemmKernel(2, 5, 37, 18, transpose_a=True, transpose_b=True, precision="bfloat16"),
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from codegen.kernels.base import Isa
 from codegen.kernels.norm import NormKernel
+from tests.codegen.kernels import checking
 from tests.codegen.kernels.batches import ISAS, check_all, inputs_of
 
 SHAPES = ((1, 1), (1, 16), (3, 5), (2, 200), (130, 128))
@@ -57,3 +58,18 @@ def test_norm_survives_extreme_rows(isa: str) -> None:
     rows[2] += 1000.0
     # Centring numbers near 1000 that float32 holds to 6e-5 leaves 1e-4 of them.
     check_all({"softmax": softmax, "norm": norm}, isa, inputs={"softmax": [logits], "norm": [rows]}, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("isa", (checking.NATIVE, "avx512", "avx2"))
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        NormKernel(3, 37, "layer_norm", 1e-5, residual=True, scale=True, bias=True, out_dtype="bfloat16"),
+        NormKernel(2, 48, "rms_norm", 1e-5, scale=True, out_dtype="bfloat16"),
+        NormKernel(5, 33, "softmax", out_dtype="bfloat16"),
+    ],
+    ids=lambda kernel: kernel.kind,
+)
+def test_norm_rounds_its_rows_but_not_the_sum(kernel: NormKernel, isa: str) -> None:
+    """The rows are rounded to bfloat16 when they are stored; the sum with the residual stays float32."""
+    checking.check(kernel, isa)

@@ -86,6 +86,7 @@ CASES = {
     "softplus": (spread(-86, 86), 5e-7, 0.0),
     "gelu": (spread(-20, 20), 8e-7, 1.0),
     "gelu_tanh": (spread(-20, 20), 3e-7, 1.0),
+    "identity": (spread(-20, 20), 0.0, 0.0),
     "relu": (spread(-20, 20), 0.0, 0.0),
     "relu2": (spread(-20, 20), 2e-7, 0.0),
 }
