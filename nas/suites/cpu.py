@@ -5,20 +5,19 @@ Shape letters: B batch, T tokens, H W pixels, D model width, N heads, K head siz
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from ir.builder import Builder, Tensor
+from ir.graph import Graph
 from ir.ops.convolution import Pool
 from ir.types import Axis
 from nas.suites import SuiteModel
 from searchspaces.architecture import Architecture, ComponentConfig, LayerConfig, ModelConfig
 from searchspaces.signature import Signature
-
-if TYPE_CHECKING:
-    from ir.graph import Graph
 
 BYTES: Final = 256  # language models read bytes, so that the table and the head stay beside the point
 LAYER_SCALE: Final = "constant(0.1)"
@@ -82,9 +81,8 @@ def vit_tiny() -> Graph:
     return b.build(logits=b.linear(first, "head", (Axis("classes", 1000),), bias=True))
 
 
-def _on_images(width: int, depth: int, block: object) -> Graph:
+def _on_images(width: int, depth: int, block: Callable[[Builder, Tensor, int], Tensor]) -> Graph:
     """Blocks on 14 x 14 pixels: stage 3 of the usual pyramids at 224 x 224."""
-    assert callable(block)
     b = Builder()
     x = b.input("x", (1, 14, 14, width))
     for index in range(depth):
@@ -201,11 +199,12 @@ _DECODER: Final = partial(
     _language_model, ComponentConfig.of("softmax_attention", num_heads=8), _GLU, 8, position="rope"
 )
 _CACHED: Final = 512
-_RECURRENT: Final = {
+RECURRENT: Final[dict[str, Callable[..., Graph]]] = {
     "gla": partial(_language_model, ComponentConfig.of("gated_linear_attention", num_heads=4), _GLU, 6),
     "retnet": partial(_language_model, ComponentConfig.of("retention", num_heads=4), _GLU, 6),
     "mamba": partial(_language_model, ComponentConfig.of("mamba"), ComponentConfig("none"), 6),
 }
+"""Recurrent language models by name; each takes `tokens`, and `step` for the graph that reads one token."""
 
 MODELS: Final[tuple[SuiteModel, ...]] = (
     *(SuiteModel(f"encoder-t{tokens}", partial(encoder, tokens)) for tokens in (128, 512)),
@@ -221,11 +220,11 @@ MODELS: Final[tuple[SuiteModel, ...]] = (
     SuiteModel("mixer-s-x8", mixer_small),
     *(
         SuiteModel(f"{name}-t{tokens}", partial(build, tokens=tokens), kind="recurrent")
-        for name, build in _RECURRENT.items()
+        for name, build in RECURRENT.items()
         for tokens in (512, 2048)
     ),
     *(
         SuiteModel(f"{name}-step", partial(build, tokens=2048, step=True), kind="recurrent", step=True)
-        for name, build in _RECURRENT.items()
+        for name, build in RECURRENT.items()
     ),
 )
