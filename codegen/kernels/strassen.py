@@ -2,8 +2,12 @@
 
 The weight is known when the model is compiled, so its seven sums are packed then and cost nothing later. The seven
 sums of A are written once, 7/4 of A. Every product adds its tile to one or two quadrants of a block of C that stays in
-the cache. What remains is 7/8 of the multiply-adds, for 7/4 of the weight's memory and a slightly larger rounding
-error: the sums of two operands are rounded once more.
+the cache. What remains is 7/8 of the multiply-adds, for 7/4 of the weight's memory.
+
+Rounding: sums of two operands are rounded once more, and errors are relative to the largest numbers that meet in a sum.
+Where rows of A, or columns of the weight, are of like size, as after a norm, the error is about that of the plain
+product; a row that is a thousand times smaller than its partner has a thousand times its usual error. Switch it off by
+`Target.without_strassen`.
 
 A is cut into chunks of rows, each halved by rows and by K; the weight is halved by K and by neighbouring panels, C by
 rows and by neighbouring panels. A unit of parallel work is a chunk with a group of pairs of panels; it makes its own

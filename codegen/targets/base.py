@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codegen.kernels.base import Isa
 
@@ -30,7 +30,16 @@ class Target:
     @property
     def fingerprint(self) -> str:
         """Return the text that names this target in databases and folders, e.g. `cpu-avx512-znver4-t2`."""
-        return f"{self.name}-{self.isa.name}-{self.mcpu}-t{self.threads}"
+        plain = "" if self.isa.strassen else "-plain"
+        return f"{self.name}-{self.isa.name}-{self.mcpu}-t{self.threads}{plain}"
+
+    def without_strassen(self) -> Target:
+        """Return this target for models whose rows or columns differ much in size.
+
+        A product by Strassen's algorithm rounds relative to the largest of the numbers that it adds: a row of small
+        numbers that shares a product with a row of large ones loses digits. It also keeps 7/4 of the weight.
+        """
+        return replace(self, isa=replace(self.isa, strassen=False))
 
     def to_tvm(self) -> dict[str, str | int]:
         """Return the configuration to construct TVM's own target object from."""

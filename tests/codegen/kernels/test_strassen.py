@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.kernels.base import AVX512, View
+from codegen.kernels.base import AVX512, Knobs, View
 from codegen.kernels.emit import Vectors
 from codegen.kernels.gemm import GemmKernel
 from codegen.kernels.strassen import PRODUCTS, StrassenLoops, pack
@@ -83,3 +83,23 @@ def test_estimate_counts_seven_eighths_of_a_large_product() -> None:
     loops = StrassenLoops(Vectors(16), m=512, k=8192, panels=128, vectors=2, rows=14, chunks=1, groups=1)
     full = 512 * 8192 * 128 * 2
     assert 7 / 8 < loops.cycles(threads=1) / full < 1.06 * 7 / 8
+
+
+def test_error_is_relative_to_the_larger_row_and_can_be_avoided() -> None:
+    """A row of small numbers loses digits beside one of large numbers; without the algorithm it keeps them."""
+    kernel = GemmKernel(32, 64, 128)
+    target = checking.target_of("avx2", threads=1)
+    rng = np.random.default_rng(0)
+    a, w = (rng.standard_normal(operand.shape).astype(np.float32) for operand in kernel.inputs)
+    a[16:] *= 1e4  # partners of rows 0 to 15
+    (expected,) = kernel.reference(a, w)
+
+    def error(knobs: Knobs) -> float:
+        (found,) = checking.run(kernel, [a, w], target, knobs)
+        return float(np.abs(found[:16] - expected[:16]).max() / np.abs(expected[:16]).max())
+
+    assert error(_knobs(kernel, 4, 2, 1) | {"groups": 1}) > 1e-5
+    plain = target.without_strassen()
+    assert not any(knobs["strassen"] for knobs in kernel.knob_space(plain.isa))
+    assert error(kernel.knobs(plain.isa)) < 1e-6
+    assert plain.fingerprint != target.fingerprint
