@@ -167,7 +167,8 @@ class StrassenLoops:
         rounds = ceil_div(ceil_div(self.m, 2 * self.half_rows) * self.pairs.count, threads)
         area = self.half_rows * self.vectors * (self.pairs.small + bool(self.pairs.longer))
         heights = 1 + bool(self.tiles.longer)  # each is code to compile
-        tile = 1 + 1 / (self.tiles.small * self.vectors) + 0.005 * heights
+        height, cells = self.tiles.small, self.tiles.small * self.vectors
+        tile = max(1, (height + self.vectors) / cells) + 1 / cells + 0.005 * heights  # at least as many sums as loads
         product = len(PRODUCTS) * self.half_k * area * tile
         updates = 3 * sum(len(p.c) for p in PRODUCTS) * area
         sum_bytes = len(PRODUCTS) * self.half_rows * self.stride * FLOAT_BYTES
