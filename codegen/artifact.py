@@ -60,6 +60,7 @@ class Artifact:
         threads: Threads it was compiled for.
         verification_error: Largest difference from the reference, relative to the output's scale.
         kernels: For each node, the kernel that serves it.
+        memory: Bytes of weights and of what lives between kernels, see `MemoryPlan.describe`.
         latency: Record of a measurement, None before one.
         metadata: Anything else that is JSON.
         versions: Software that compiled it.
@@ -78,6 +79,7 @@ class Artifact:
     threads: int
     verification_error: float | None = None
     kernels: Sequence[Mapping[str, Any]] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)
     latency: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str | None] = field(default_factory=machine.versions)
@@ -165,6 +167,7 @@ def read(path: str | Path) -> Artifact:
         threads=manifest["threads"],
         verification_error=manifest["verification_error"],
         kernels=manifest["kernels"],
+        memory=manifest.get("memory", {}),
         latency=manifest["latency"],
         metadata=manifest["metadata"],
         versions=manifest["versions"],
@@ -202,6 +205,7 @@ def _manifest(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
         "self_test": {"tolerance": SELF_TEST_TOLERANCE},
         "latency": artifact.latency,
         "kernels": [dict(kernel) for kernel in artifact.kernels],
+        "memory": dict(artifact.memory),
         "metadata": dict(artifact.metadata),
         "sha256": dict(digests),
     }

@@ -113,6 +113,7 @@ def compile_graph(
         threads=target.threads,
         verification_error=error,
         kernels=built.kernels,
+        memory=built.memory,
         metadata=dict(metadata or {}),
     )
 

@@ -16,6 +16,7 @@ import numpy as np
 from codegen._tvm import TIR_PIPELINE, PassContext, Target, relax, tvm
 from codegen.cache import LibraryCache, Program
 from codegen.kernels.base import Array, Kernel, Knobs, storage_dtype
+from codegen.memory import plan_memory
 from codegen.selection.precision import store_bfloat16
 from codegen.selection.select import aliases, select
 from codegen.selection.state import KernelCall, Static, Table
@@ -25,6 +26,7 @@ from ir.errors import CompileError
 from ir.graph import Graph, Value
 from ir.ops.structure import Constant, Parameter
 from ir.passes import canonicalize, cse, dce, fold_constants, lower_convolutions
+from ir.types import TensorType
 
 PASSES: Final[tuple[Callable[[Graph], Graph], ...]] = (
     lower_convolutions.LowerConvolutions(),
@@ -61,11 +63,13 @@ class Built:
         library: Bytes of the shared library; its function `forward` takes the inputs, then the weights.
         weights: Arrays in the layout that the kernels read, in order.
         kernels: One record a kernel call, see `describe`.
+        memory: Bytes of weights and activations, see `MemoryPlan.describe`.
     """
 
     library: bytes
     weights: Mapping[str, Array]
     kernels: Sequence[Mapping[str, Any]]
+    memory: Mapping[str, int]
 
 
 def simplify(graph: Graph, dump: Callable[[str, Graph], None] | None = None) -> Graph:
@@ -125,7 +129,8 @@ def build(lowered: Lowered, params: Mapping[str, Array], target: NasTarget, cach
         library = _library(_relax_module(lowered, weights, target), target)
         if cache:
             cache.put(key, library)
-    return Built(library, weights.arrays, describe(lowered))
+    memory = plan_memory(lowered.graph, lowered.calls).describe(weights.arrays)
+    return Built(library, weights.arrays, describe(lowered), memory)
 
 
 def program(lowered: Lowered, weights: _Weights) -> Program:
@@ -218,9 +223,9 @@ class _Weights:
 
 
 def _relax_module(lowered: Lowered, weights: _Weights, target: NasTarget) -> tvm.IRModule:
+    """Write `forward(inputs, weights)`, which calls the kernels one after the other on the memory that was planned."""
     graph = lowered.graph
-    builder = relax.BlockBuilder()
-    functions: dict[str, Any] = {}
+    writer = _ModuleWriter(lowered, target)
     inputs = [
         (node.results[0], relax.Var(name, relax.TensorType(node.types[0].shape, node.types[0].dtype)))
         for name, node in graph.inputs.items()
@@ -234,54 +239,62 @@ def _relax_module(lowered: Lowered, weights: _Weights, target: NasTarget) -> tvm
                 parameters.setdefault(
                     name, relax.Var(f"w{len(parameters)}", relax.TensorType(array.shape, array.dtype.name))
                 )
-    alias = aliases(graph, lowered.calls)
-    with builder.function("forward", [var for _, var in inputs] + list(parameters.values())):
-        with builder.dataflow():
-            values: dict[Value, Any] = dict(inputs)
-            for call in lowered.calls:
-                _emit_call(
-                    builder,
-                    functions,
-                    lowered,
-                    call,
-                    target,
-                    values,
-                    alias,
-                    lambda i, c=call: parameters[weights.name(c, i)],
-                )
-            results = [_shaped(builder, values[alias.get(v, v)], graph.type_of(v).shape) for _, v in graph.outputs]
-            result = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
-        builder.emit_func_output(result)
-    return builder.get()
+    with writer.builder.function("forward", [var for _, var in inputs] + list(parameters.values()), pure=False):
+        writer.begin(dict(inputs))
+        for call in lowered.calls:
+            writer.call(call, lambda index, call=call: parameters[weights.name(call, index)])
+        results = [writer.read(value, graph.type_of(value).shape) for _, value in graph.outputs]
+        writer.builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
+    return writer.builder.get()
 
 
-def _emit_call(
-    builder: relax.BlockBuilder,
-    functions: dict[str, Any],
-    lowered: Lowered,
-    call: KernelCall,
-    target: NasTarget,
-    values: dict[Value, Any],
-    alias: Mapping[Value, Value],
-    weight: Callable[[int], Any],
-) -> None:
-    kernel = call.kernel
-    if kernel.key not in functions:
-        functions[kernel.key] = builder.add_func(
-            _prim_func(kernel, target, lowered.knobs[kernel.key]), kernel.symbol[:80]
-        )
-    arguments: list[Any] = []
-    for index, operand in enumerate(call.operands):
-        if isinstance(operand, Static | Table):
-            arguments.append(weight(index))
-        else:
-            arguments.append(_shaped(builder, values[alias.get(operand, operand)], kernel.inputs[index].shape))
-    types = [relax.TensorType(output.shape, storage_dtype(output.dtype)) for output in kernel.outputs]
-    made = builder.emit(
-        relax.call_tir(functions[kernel.key], relax.Tuple(arguments), types if len(types) > 1 else types[0])
-    )
-    for index, value in enumerate(call.results):
-        values[value] = builder.emit(relax.TupleGetItem(made, index)) if len(types) > 1 else made
+class _ModuleWriter:
+    """Writes kernel calls as statements of a Relax function."""
+
+    def __init__(self, lowered: Lowered, target: NasTarget) -> None:
+        self.builder = relax.BlockBuilder()
+        self.lowered, self.target = lowered, target
+        self.plan = plan_memory(lowered.graph, lowered.calls)
+        self._alias = aliases(lowered.graph, lowered.calls)
+        self._functions: dict[str, Any] = {}
+        self._storages: list[Any] = []
+        self._values: dict[Value, Any] = {}
+
+    def begin(self, inputs: Mapping[Value, Any]) -> None:
+        """Set the planned storages aside."""
+        self._values.update(inputs)
+        self._storages = [
+            self.builder.emit(relax.op.memory.alloc_storage(relax.ShapeExpr([size_bytes]), 0, "global", "uint8"))
+            for size_bytes in self.plan.storages
+        ]
+
+    def call(self, call: KernelCall, weight: Callable[[int], Any]) -> None:
+        """Write one call; `weight` gives the variable of a static operand."""
+        kernel = call.kernel
+        if kernel.key not in self._functions:
+            function = _prim_func(kernel, self.target, self.lowered.knobs[kernel.key])
+            self._functions[kernel.key] = self.builder.add_func(function, kernel.symbol[:80])
+        arguments = [
+            weight(index) if isinstance(operand, Static | Table) else self.read(operand, kernel.inputs[index].shape)
+            for index, operand in enumerate(call.operands)
+        ]
+        made = [self._allocate(value, kind) for value, kind in zip(call.results, kernel.outputs, strict=True)]
+        self.builder.emit(relax.Call(self._functions[kernel.key], [*arguments, *made]))
+        self._values.update(zip(call.results, made, strict=True))
+
+    def read(self, value: Value, shape: tuple[int, ...]) -> Any:
+        """Return a value under a shape; the same memory."""
+        made = self._values[self._alias.get(value, value)]
+        current = tuple(int(size) for size in made.ty.shape)
+        return made if current == tuple(shape) else self.builder.emit(relax.op.reshape(made, shape))
+
+    def _allocate(self, value: Value, kind: TensorType) -> Any:
+        """Return memory for a value: where the plan puts it, or of its own where the caller keeps it."""
+        shape, dtype = relax.ShapeExpr(kind.shape), storage_dtype(kind.dtype)
+        if value not in self.plan.places:
+            return self.builder.emit(relax.op.builtin.alloc_tensor(shape, dtype, 0))
+        storage = self._storages[self.plan.places[value]]
+        return self.builder.emit(relax.op.memory.alloc_tensor(storage, 0, shape, dtype))
 
 
 def _prim_func(kernel: Kernel, target: NasTarget, knobs: Knobs) -> Any:
@@ -289,12 +302,6 @@ def _prim_func(kernel: Kernel, target: NasTarget, knobs: Knobs) -> Any:
         return kernel.build(target.isa, knobs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise CompileError("a kernel could not be generated", where=kernel.key, found=str(error)) from error
-
-
-def _shaped(builder: relax.BlockBuilder, value: Any, shape: tuple[int, ...]) -> Any:
-    """A value under another shape; the same memory."""
-    current = tuple(int(size) for size in value.ty.shape)
-    return value if current == tuple(shape) else builder.emit(relax.op.reshape(value, shape))
 
 
 def _library(module: tvm.IRModule, target: NasTarget) -> bytes:
@@ -315,10 +322,6 @@ def _relax_pipeline() -> Any:
     transform = relax.transform
     return tvm.transform.Sequential(
         [
-            transform.ToNonDataflow(),
-            transform.RemovePurityChecking(),
-            transform.CallTIRRewrite(),
-            transform.StaticPlanBlockMemory(),
             transform.LowerAllocTensor(),
             transform.KillAfterLastUse(),
             transform.LowerRuntimeBuiltin(),

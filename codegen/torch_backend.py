@@ -27,6 +27,8 @@ from ir.ops import normalization as nm
 from ir.ops import recurrence as rc
 from ir.ops import reduction as rd
 from ir.ops import shape as sh
+from ir.ops import sorting as so
+from ir.ops import spectral as sp
 from ir.ops.structure import Constant, Input, Parameter
 from ir.types import TensorType
 
@@ -41,6 +43,8 @@ DTYPES: Final = {
 
 
 def _attention(op: at.Attention, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+    if op.precision == "bfloat16":  # the weights stay float32: their rounding is the smallest of the four
+        q, k, v = (x.to(torch.bfloat16).to(x.dtype) for x in (q, k, v))
     group = q.shape[2] // k.shape[2]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
@@ -141,12 +145,45 @@ def _pool(op: cv.Pool, x: Tensor) -> Tensor:
 
 
 def _matmul(op: ct.Matmul, a: Tensor, b: Tensor) -> Tensor:
+    if op.precision == "bfloat16":
+        a, b = (operand.float().bfloat16().to(operand.dtype) for operand in (a, b))
     return torch.matmul(a.mT if op.transpose_a else a, b.mT if op.transpose_b else b)
 
 
 def _dynamic_update(op: ix.DynamicUpdate, base: Tensor, update: Tensor, position: Tensor) -> Tensor:
     index = position + torch.arange(update.shape[op.axis], device=base.device)
     return base.index_copy(op.axis, index.to(torch.int64), update)
+
+
+def _gather(op: ix.Gather, x: Tensor, indices: Tensor) -> Tensor:
+    axis = op.axis % x.ndim
+    shape = (*x.shape[:axis], indices.shape[axis], *x.shape[axis + 1 :])
+    return x.gather(axis, indices.expand(shape).to(torch.int64))
+
+
+def _top_k(op: so.TopK, x: Tensor) -> tuple[Tensor, Tensor]:
+    values, order = x.sort(dim=-1, descending=op.largest, stable=True)
+    return values[..., : op.k], order[..., : op.k].to(torch.int32)
+
+
+def _fft(op: sp.Fft, real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
+    result = (torch.fft.ifft if op.inverse else torch.fft.fft)(torch.complex(real, imaginary), dim=op.axis)
+    return result.real, result.imag
+
+
+def _rfft(op: sp.Rfft, x: Tensor) -> tuple[Tensor, Tensor]:
+    result = torch.fft.rfft(x, dim=op.axis)
+    return result.real, result.imag
+
+
+def _irfft(op: sp.Irfft, real: Tensor, imaginary: Tensor) -> Tensor:
+    return torch.fft.irfft(torch.complex(real, imaginary), n=op.length, dim=op.axis)
+
+
+def _long_conv(op: sp.LongConv, x: Tensor, filter: Tensor) -> Tensor:
+    steps, padded = x.shape[1], x.shape[1] + filter.shape[0] - 1
+    spectrum = torch.fft.rfft(x, padded, dim=1) * torch.fft.rfft(filter, padded, dim=0)
+    return torch.fft.irfft(spectrum, padded, dim=1)[:, :steps]
 
 
 def _slice(op: sh.Slice, x: Tensor) -> Tensor:
@@ -214,6 +251,13 @@ TORCH: Final[dict[type[Op], Row]] = {
     sh.Broadcast: lambda op, x: x.expand(op.shape),
     ix.Take: lambda op, table, indices: F.embedding(indices, table) if table.ndim == 2 else table[indices],
     ix.DynamicUpdate: _dynamic_update,
+    ix.Gather: _gather,
+    ix.ScatterAdd: lambda op, x, i, u: x.scatter_add(op.axis, i.expand(u.shape).to(torch.int64), u),
+    so.TopK: _top_k,
+    sp.Fft: _fft,
+    sp.Rfft: _rfft,
+    sp.Irfft: _irfft,
+    sp.LongConv: _long_conv,
     ct.Matmul: _matmul,
     cv.Conv: _conv,
     cv.Pool: _pool,

@@ -70,10 +70,14 @@ def outer_scan(op: OuterScan, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) ->
         form = "chunkwise"
     if op.decay == "state":
         return _state_decay(op, form, q, k, v, rest[0], rest[1], initial)
+    gates = rest[0] if op.decay != "none" else None
+    if op.delta and form == "recurrent":
+        return _delta_chunks(op, 1, q, k, v, gates, rest[-2 if op.has_state else -1], initial)
     if form == "recurrent":
         return _recurrent(op, q, k, v, _decays(op, rest), initial)
-    gates = rest[0] if op.decay != "none" else None
     chunk = q.shape[1] if form == "parallel" else min(op.chunk, _KEY_CHUNK if op.decay == "key" else op.chunk)
+    if op.delta:
+        return _delta_chunks(op, chunk, q, k, v, gates, rest[-2 if op.has_state else -1], initial)
     return _chunkwise(op, chunk, q, k, v, gates, initial)
 
 
@@ -111,11 +115,10 @@ def _chunkwise(
     q_BNCHK, k_BNCHK, v_BNCHV = (_in_chunks(x, chunk) for x in (q, k, v))
     if gates is None:
         total = since_end = None
-        scores_BNHCS = torch.einsum("bnchk,bnshk->bnhcs", q_BNCHK, k_BNCHK).tril()
     else:
         total = _in_chunks(gates if op.decay == "key" else gates.unsqueeze(-1), chunk).cumsum(2)
         since_end = total[:, :, -1:] - total
-        scores_BNHCS = _decayed_scores(op, q_BNCHK, k_BNCHK, total)
+    scores_BNHCS = _scores(op, q_BNCHK, k_BNCHK, total)
     inside = torch.einsum("bnhcs,bnshv->bnchv", scores_BNHCS, v_BNCHV)
     kept = k_BNCHK if since_end is None else k_BNCHK * since_end.exp()
     added_NBHKV = torch.einsum("bnchk,bnchv->nbhkv", kept, v_BNCHV)
@@ -123,6 +126,57 @@ def _chunkwise(
     read = q_BNCHK if total is None else q_BNCHK * total.exp()
     carried = torch.einsum("bnchk,nbhkv->bnchv", read, before_NBHKV)
     return op.scale * (inside + carried).flatten(1, 2)[:, :steps], last
+
+
+def _delta_chunks(
+    op: OuterScan,
+    chunk: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor | None,
+    beta: Tensor,
+    initial: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The delta rule in the WY form of a chunk (Yang et al. 2024, section 3.2); a chunk of one step is the recurrence.
+
+    Step c of a chunk writes u_c = beta_c (v_c - k_c^T S - sum_{s<c} (k_c k_s) u_s), all under decay, S being the state
+    before the chunk. The sum is a triangular system: its solution is linear in S, so most of it needs no S yet.
+    """
+    q_BNHCK, k_BNHCK, v_BNHCV, beta_BNHC1 = (
+        _in_chunks(x, chunk).transpose(2, 3) for x in (q, k, v, beta.unsqueeze(-1))
+    )
+    read_q = q_BNHCK
+    read_k = kept = k_BNHCK
+    total = decay_BNHK1 = None
+    if gates is not None:
+        total = _in_chunks(gates if op.decay == "key" else gates.unsqueeze(-1), chunk).cumsum(2)
+        total_BNHCK = total.transpose(2, 3)
+        read_q, read_k = q_BNHCK * total_BNHCK.exp(), k_BNHCK * total_BNHCK.exp()
+        kept = k_BNHCK * (total_BNHCK[..., -1:, :] - total_BNHCK).exp()
+        decay_BNHK1 = total_BNHCK[..., -1, :, None].exp()
+    by_step = k_BNHCK.transpose(2, 3)
+    system = beta_BNHC1 * _scores(op, by_step, by_step, total)
+    sides = beta_BNHC1 * torch.cat([v_BNHCV, read_k], -1)
+    solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
+    fresh, reading = solved.split([v.shape[-1], k.shape[-1]], -1)
+    scores_BNHCS = _scores(op, q_BNHCK.transpose(2, 3), by_step, total)
+    state_BHKV = k.new_zeros(*q_BNHCK.shape[0:3:2], k.shape[-1], v.shape[-1]) if initial is None else initial
+    outputs: list[Tensor] = []
+    for n in range(q_BNHCK.shape[1]):
+        written = fresh[:, n] - reading[:, n] @ state_BHKV
+        outputs.append(read_q[:, n] @ state_BHKV + scores_BNHCS[:, n] @ written)
+        remembered = state_BHKV if decay_BNHK1 is None else decay_BNHK1[:, n] * state_BHKV
+        state_BHKV = remembered + kept[:, n].mT @ written
+    output_BTHV = torch.stack(outputs, 1).transpose(2, 3).flatten(1, 2)[:, : q.shape[1]]
+    return op.scale * output_BTHV, state_BHKV
+
+
+def _scores(op: OuterScan, q_BNCHK: Tensor, k_BNCHK: Tensor, total: Tensor | None) -> Tensor:
+    """Products of queries with keys up to their own step `[B, N, H, C, S]`, under the decay between the two."""
+    if total is None:
+        return torch.einsum("bnchk,bnshk->bnhcs", q_BNCHK, k_BNCHK).tril()
+    return _decayed_scores(op, q_BNCHK, k_BNCHK, total)
 
 
 def _in_chunks(x: Tensor, chunk: int) -> Tensor:

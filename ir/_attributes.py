@@ -55,14 +55,22 @@ def normal_attributes(op: Op) -> dict[str, Any]:
 
 
 def plain_attributes(op: Op) -> dict[str, Any]:
-    """Attributes in plain form, all of them."""
-    return {name: plain(value) for name, value in normal_attributes(op).items()}
+    """Attributes in plain form, all of them but later ones with their defaults."""
+    usual = _usual_later(op)
+    return {name: plain(value) for name, value in normal_attributes(op).items() if name not in usual}
 
 
 def op_key(op: Op, without: frozenset[str] = frozenset()) -> str:
     """A text equal for equal operations only: distinguishes 0.0 from -0.0, which `==` does not."""
-    kept = [f"{name}={value!r}" for name, value in normal_attributes(op).items() if name not in without]
+    usual = _usual_later(op)
+    kept = [f"{name}={value!r}" for name, value in normal_attributes(op).items() if name not in without | usual]
     return f"{op.name}({', '.join(kept)})"
+
+
+def _usual_later(op: Op) -> set[str]:
+    """Attributes that the first release lacked and that have their default, as everything had then."""
+    defaults = attribute_defaults(type(op))
+    return {name for name in op.later if getattr(op, name) == defaults[name]}
 
 
 def make_op(kind: type[Op], attributes: Mapping[str, Any], where: str) -> Op:

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ir._builder_groups import Mixing, Routing, Spectra
 from ir.errors import GraphError
 from ir.graph import Graph, Node, Value
 from ir.op import Array, Op
-from ir.ops.attention import Attention, Rope
 from ir.ops.contraction import Matmul
-from ir.ops.convolution import Conv, Padding, Pool
 from ir.ops.elementwise import (
     Add,
     Cast,
@@ -45,9 +44,7 @@ from ir.ops.elementwise import (
     Tanh,
     Where,
 )
-from ir.ops.indexing import DynamicUpdate, Take
 from ir.ops.normalization import LayerNorm, RmsNorm, Softmax
-from ir.ops.recurrence import Decay, Form, LinearScan, OuterScan
 from ir.ops.reduction import Cumsum, Max, Mean, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
 from ir.ops.structure import Component, ComponentOptions, Constant, Input, Parameter
@@ -90,7 +87,7 @@ class Tensor:
         return self.builder.apply(Neg(), self)
 
 
-class Builder:
+class Builder(Mixing, Routing, Spectra):
     """Collects nodes in order; every method adds at most a few."""
 
     def __init__(self) -> None:
@@ -351,76 +348,3 @@ class Builder:
     def broadcast(self, x: Tensor, *shape: int) -> Tensor:
         """Repeat along axes of size one and new leading axes."""
         return self.apply(Broadcast(shape), x)
-
-    def take(self, table: Tensor, indices: Tensor) -> Tensor:
-        """Rows of a table at int32 indices."""
-        return self.apply(Take(), table, indices)
-
-    def dynamic_update(self, base: Tensor, update: Tensor, position: Tensor, axis: int) -> Tensor:
-        """`base` with `update` written at a run-time position."""
-        return self.apply(DynamicUpdate(axis), base, update, position)
-
-    # -- mixing ------------------------------------------------------------------------------------------------------
-
-    def conv(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        *,
-        strides: Sequence[int] | None = None,
-        padding: Padding | None = None,
-        dilation: Sequence[int] | None = None,
-        groups: int = 1,
-    ) -> Tensor:
-        """Convolution, channels last; defaults are stride 1, no padding, no dilation."""
-        axes = x.type.rank - 2
-        ones = (1,) * axes
-        op = Conv(tuple(strides or ones), padding or ((0, 0),) * axes, tuple(dilation or ones), groups)
-        return self.apply(op, x, weight)
-
-    def pool(self, x: Tensor, pooling: Pool) -> Tensor:
-        """Average or maximum over windows."""
-        return self.apply(pooling, x)
-
-    def attention(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float | None = None,
-        causal: bool = False,
-        window: int | None = None,
-        alibi: tuple[float, ...] | None = None,
-        offset: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """Softmax attention over `[B, T, H, K]` operands; the default scale is 1 / sqrt(K)."""
-        factor = float(q.shape[-1]) ** -0.5 if scale is None else scale
-        op = Attention(factor, causal, window, alibi, offset is not None, bias is not None)
-        return self.apply(op, q, k, v, *(extra for extra in (offset, bias) if extra is not None))
-
-    def rope(self, x: Tensor, *, base: float = 10000.0, offset: Tensor | None = None) -> Tensor:
-        """Rotary position on `[B, T, H, K]`."""
-        return self.apply(Rope(base, offset is not None), x, *([] if offset is None else [offset]))
-
-    def linear_scan(self, a: Tensor, b: Tensor) -> Tensor:
-        """s_t = a_t * s_{t-1} + b_t along axis 1."""
-        return self.apply(LinearScan(), a, b)
-
-    def outer_scan(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *gates: Tensor,
-        decay: Decay = "none",
-        scale: float = 1.0,
-        state: Tensor | None = None,
-        form: Form = "auto",
-        chunk: int = 64,
-    ) -> tuple[Tensor, Tensor]:
-        """Matrix-state recurrence; returns the outputs and the last state. `gates` are what `decay` asks for."""
-        op = OuterScan(decay, scale, state is not None, form, chunk)
-        output, last = self.apply_all(op, q, k, v, *gates, *([] if state is None else [state]))
-        return output, last

@@ -10,7 +10,7 @@ from ir.errors import GraphError
 from ir.graph import Graph, Node, Value
 from ir.interpret import evaluate
 from ir.op import Array
-from ir.ops.indexing import Take
+from ir.ops.indexing import Gather, ScatterAdd, Take
 from ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose
 from ir.types import TensorType
 
@@ -66,11 +66,13 @@ def draw_input(graph: Graph, node: Node, rng: np.random.Generator) -> Array:
 
 
 def index_bound(graph: Graph, value: Value) -> int:
-    """Rows of the smallest table that a value, moved about or not, indexes; 2 where it indexes none."""
+    """Length of the shortest axis that a value, moved about or not, indexes; 2 where it indexes none."""
     bounds: list[int] = []
     for user in graph.users(value):
         if isinstance(user.op, Take) and user.operands[1] == value:
             bounds.append(graph.type_of(user.operands[0]).shape[0])
+        elif isinstance(user.op, Gather | ScatterAdd) and user.operands[1] == value:
+            bounds.append(graph.type_of(user.operands[0]).shape[user.op.axis])
         elif isinstance(user.op, Reshape | Transpose | Slice | Concat | Broadcast):
             bounds.append(index_bound(graph, user.results[0]))
     found = [bound for bound in bounds if bound > 0]

@@ -38,11 +38,14 @@ class Op(ABC):
         name: Printed name, snake_case of the class.
         commutative: Whether operands may be reordered without changing the result.
         hints: Attributes that choose between equal ways to compute (never part of the canonical hash).
+        later: Attributes that the first release lacked; left out of hashes and files where they have their default, so
+            that both stay as they were.
     """
 
     name: ClassVar[str] = ""
     commutative: ClassVar[bool] = False
     hints: ClassVar[frozenset[str]] = frozenset()
+    later: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def infer(self, *operands: Any, **_: Any) -> TensorType | Types:

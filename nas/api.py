@@ -36,6 +36,8 @@ def compile(
     task: str | Task | None = None,
     weights: Weights | None = None,
     threads: int | None = None,
+    precision: str | None = None,
+    strassen: bool = True,
     opt_level: int | None = None,
     tuning_trials: int | None = None,
     tuning_dir: str | Path | None = None,
@@ -52,6 +54,9 @@ def compile(
         task: Task of an architecture, which fixes inputs and outputs.
         weights: Parameters by name; a trial's own, an artifact's own, or freshly initialised ones where None.
         threads: Threads to compile for; all CPUs of the process where None.
+        precision: `bfloat16` rounds the operands of products to that, with sums and everything else in float32;
+            `float32` does not; None keeps what a graph or an artifact says, which is float32 unless it was asked for.
+        strassen: Whether large products may run as seven half ones; see `Target.without_strassen` for when not to.
         opt_level: 1 takes what is known of each kernel, 3 tunes first; None is 3 where `tuning_trials` is given.
         tuning_trials: Kernel candidates that level 3 measures.
         tuning_dir: Folder of the tuning databases.
@@ -76,12 +81,15 @@ def compile(
     shape = {name: size for name, size in (("batch", batch), ("seq_len", seq_len)) if size is not None}
     graph, own_weights, metadata = _prepare(model, task, shape, weights is None)
     resolved = resolve_target(target, threads)
+    if not strassen:
+        resolved = resolved.without_strassen()
     from codegen.compile import compile_graph
 
     return compile_graph(
         graph,
         _weights(graph, own_weights if weights is None else weights, seed),
         resolved,
+        precision=precision,
         opt_level=opt_level,
         tuning_trials=tuning_trials,
         tuning_root=tuning_dir,

@@ -304,14 +304,17 @@ class BlockWriter(_Writer):
             column = self.head * kernel.value_dim + element
             for i, values in enumerate(vec.transpose(columns)):
                 if parked is None:
-                    vec.store(self.out, values, row + i, column, live=live)
+                    self._store_row(values, row + i, column, live)
                 else:
                     vec.store(parked, values, i, 0)
             if parked is not None:
                 with serial(0, tirx.min(kernel.q_len - first, vec.lanes)) as i:
-                    vec.store(self.out, vec.load(parked, i, 0), row + i, column, live=live)
+                    self._store_row(vec.load(parked, i, 0), row + i, column, live)
 
         self._for_squares(kernel.value_dim, square)
+
+    def _store_row(self, values: Expr, row: Index, column: Index, live: int | None) -> None:
+        self.vec.store(self.out, values, row, column, live=live)
 
 
 class RowWriter(_Writer):

@@ -8,12 +8,13 @@ and keys and values are read as they lie. Keys come in chunks with a running max
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Final
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 
 from codegen._tvm import PrimFunc
+from codegen.kernels._attention_words import WordBlockWriter
 from codegen.kernels._attention_writers import BlockWriter, RowWriter
 from codegen.kernels.base import Array, Isa, Kernel, Knobs, View
 from codegen.kernels.emit import build_function, ceil_div
@@ -49,6 +50,8 @@ class AttentionKernel(Kernel):
         q_view: Buffer that holds the queries.
         k_view: Buffer that holds the keys.
         v_view: Buffer that holds the values.
+        precision: `bfloat16` rounds the scaled queries, the keys, the weights and the values, and sums in float32.
+        out_dtype: How the output is stored.
     """
 
     batch: int
@@ -67,6 +70,8 @@ class AttentionKernel(Kernel):
     q_view: View | None = None
     k_view: View | None = None
     v_view: View | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    out_dtype: str = "float32"
 
     family: ClassVar[str] = "attention"
 
@@ -94,7 +99,21 @@ class AttentionKernel(Kernel):
     @property
     def outputs(self) -> tuple[TensorType, ...]:
         """The mixed values."""
-        return (TensorType((self.batch * self.q_len, self.heads * self.value_dim)),)
+        return (TensorType((self.batch * self.q_len, self.heads * self.value_dim), self.out_dtype),)
+
+    def can_round(self, index: int) -> bool:
+        """The output may be rounded where blocks of queries are mixed from words."""
+        return index == 0 and self._on_words
+
+    def in_bfloat16(self, inputs: frozenset[int], outputs: frozenset[int]) -> AttentionKernel:
+        """Return the attention whose output is stored as bfloat16."""
+        del inputs
+        return replace(self, out_dtype="bfloat16") if 0 in outputs else self
+
+    @property
+    def _on_words(self) -> bool:
+        """Whether products are of rounded pairs: single rows have no time to win, so their products stay float32."""
+        return self.precision == "bfloat16" and self.q_len > ROW_QUERIES
 
     @property
     def flops(self) -> int:
@@ -150,7 +169,7 @@ class AttentionKernel(Kernel):
 
     def build(self, isa: Isa, knobs: Knobs) -> PrimFunc:
         """Write the block or the row form."""
-        writer = RowWriter if knobs["path"] == "rows" else BlockWriter
+        writer = RowWriter if knobs["path"] == "rows" else WordBlockWriter if self._on_words else BlockWriter
         return build_function(self, isa, knobs, lambda *buffers: writer(self, isa, knobs, buffers).write())
 
     def reference(self, *arrays: Array) -> tuple[Array, ...]:

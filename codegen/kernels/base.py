@@ -34,12 +34,17 @@ class Isa:
         lanes: Float32 lanes of a vector register: 16, 8 or 4.
         registers: Vector registers: 32 or 16.
         threads: Threads that share a parallel loop.
+        bf16_dot: Whether one instruction adds the products of bfloat16 pairs.
+        strassen: Whether large products may run as seven half ones, which rounds sums of rows: see
+            `codegen.kernels.strassen`.
     """
 
     name: str
     lanes: int
     registers: int
     threads: int
+    bf16_dot: bool = False
+    strassen: bool = True
 
 
 AVX512 = Isa("avx512", lanes=16, registers=32, threads=1)
@@ -62,6 +67,11 @@ class View:
 
     width: int
     offset: int = 0
+
+
+def storage_dtype(dtype: str) -> str:
+    """Return the numpy dtype that holds elements of a type: bfloat16, which numpy lacks, is stored as its bits."""
+    return "uint16" if dtype == "bfloat16" else dtype
 
 
 class Kernel(ABC):
@@ -109,14 +119,35 @@ class Kernel(ABC):
         del isa, knobs
         return self.inputs[index].shape
 
+    def packed_dtype(self, index: int) -> str:
+        """Return the numpy dtype of input `index` as the built function takes it."""
+        return storage_dtype(self.inputs[index].dtype)
+
     def packs(self, index: int) -> bool:
         """Tell whether input `index` wants `pack`, so must be a constant known at build time."""
         del index
         return False
 
+    def rounds(self, index: int) -> bool:
+        """Tell whether input `index` is rounded to bfloat16 before use, so may come as that with the same result."""
+        del index
+        return False
+
+    def can_round(self, index: int) -> bool:
+        """Tell whether output `index` can be stored as bfloat16."""
+        del index
+        return False
+
+    def in_bfloat16(self, inputs: frozenset[int], outputs: frozenset[int]) -> Kernel:
+        """Return this kernel with some inputs, which it `rounds`, and outputs, which it `can_round`, as bfloat16."""
+        raise ValueError(f"{self.family} does not store bfloat16: inputs {set(inputs)}, outputs {set(outputs)}")
+
     @abstractmethod
     def reference(self, *arrays: Array) -> tuple[Array, ...]:
-        """Compute the outputs in float64 numpy from the logical (unpacked) inputs, literally."""
+        """Compute the outputs in float64 numpy from the logical (unpacked) inputs, literally.
+
+        What is stored as bfloat16 comes as its bits, uint16; results are numbers, not rounded to their storage.
+        """
 
     @property
     @abstractmethod

@@ -13,6 +13,7 @@ import numpy as np
 
 from codegen._tvm import Buffer, Expr, PrimFunc, tirx
 from codegen.kernels.base import Array, Isa, Kernel, Knobs
+from codegen.kernels.bfloat16 import Bfloat16
 from codegen.kernels.emit import (
     Index,
     Split,
@@ -26,6 +27,8 @@ from codegen.kernels.emit import (
     scratch,
     serial,
 )
+from ir.ops.contraction import Precision
+from ir.rounding import round_to_bfloat16
 from ir.types import TensorType
 
 STAGE_ROWS: Final = 16  # a copied panel is read so many times or more
@@ -48,6 +51,7 @@ class BatchGemmKernel(Kernel):
         a_shared: Whether one a serves all products.
         b_shared: Whether one b serves all products.
         scale: Factor of the products.
+        precision: `bfloat16` rounds both operands first; that makes it no faster.
     """
 
     batch: int
@@ -59,6 +63,7 @@ class BatchGemmKernel(Kernel):
     a_shared: bool = False
     b_shared: bool = False
     scale: float = 1.0
+    precision: Precision = "float32"
 
     family: ClassVar[str] = "batch_gemm"
 
@@ -114,8 +119,10 @@ class BatchGemmKernel(Kernel):
         return build_function(self, isa, knobs, lambda *buffers: _BatchWriter(self, isa, knobs, buffers).write())
 
     def reference(self, *arrays: Array) -> tuple[Array, ...]:
-        """Multiply in float64."""
+        """Multiply in float64, the operands rounded as `precision` says."""
         a, b = (np.asarray(array, np.float64) for array in arrays)
+        if self.precision == "bfloat16":
+            a, b = round_to_bfloat16(a), round_to_bfloat16(b)
         a = a.swapaxes(1, 2) if self.transpose_a else a
         b = b.swapaxes(1, 2) if self.transpose_b else b
         return (np.broadcast_to(self.scale * (a @ b), self.outputs[0].shape),)
@@ -126,6 +133,7 @@ class _BatchWriter:
 
     def __init__(self, kernel: BatchGemmKernel, isa: Isa, knobs: Knobs, buffers: tuple[Buffer, ...]) -> None:
         self.kernel, self.vec, self.stage = kernel, Vectors(isa.lanes), bool(knobs["stage"])
+        self.bf16 = Bfloat16(isa)
         self.a, self.b, self.out = buffers
         self.width = int(knobs["vectors"]) * isa.lanes
         self.tiles = Split(kernel.m, int(knobs["rows"]))
@@ -133,6 +141,13 @@ class _BatchWriter:
 
     def write(self) -> None:
         """Loop over products, panels and chunks of rows."""
+        if self.kernel.precision == "bfloat16":
+            with self.bf16.instructions():
+                self._write_panels()
+        else:
+            self._write_panels()
+
+    def _write_panels(self) -> None:
         kernel = self.kernel
         panels = ceil_div(kernel.n, self.width)
         with parallel_block(kernel.batch * panels * self.chunks.count, flops=kernel.flops) as unit:
@@ -186,6 +201,9 @@ class _BatchWriter:
                 square(v, full * vec.lanes, rest)
         return staged
 
+    def _rounded(self, value: Expr) -> Expr:
+        return bind(self.bf16.round_numbers(value)) if self.kernel.precision == "bfloat16" else value
+
     def _tile(self, first: Expr, row: Index, rows: int, live: list[int | None], staged: Buffer | None) -> None:
         """Write one tile of accumulators."""
         kernel, vec = self.kernel, self.vec
@@ -198,10 +216,12 @@ class _BatchWriter:
                 ]
             else:
                 columns = [vec.load(staged, k, v * vec.lanes) for v in range(len(live))]
+            columns = [self._rounded(column) for column in columns]
             for i, line in enumerate(sums):
                 value = self.a[a_batch, k, row + i] if kernel.transpose_a else self.a[a_batch, row + i, k]
+                factor = self._rounded(vec.splat(value))
                 for register, column in zip(line, columns, strict=True):
-                    register.set(register.get() + vec.splat(value) * column)
+                    register.set(register.get() + factor * column)
         for i, line in enumerate(sums):
             for v, (register, count) in enumerate(zip(line, live, strict=True)):
                 value = register.get() if kernel.scale == 1.0 else register.get() * vec.splat(kernel.scale)

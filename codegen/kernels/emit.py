@@ -15,7 +15,7 @@ from typing import Final
 
 from codegen._tvm import KERNEL_ATTRIBUTE, Buffer, Expr, IRBuilder, PrimFunc, tirx
 from codegen._tvm import tir_builder as T
-from codegen.kernels.base import Isa, Kernel, Knobs
+from codegen.kernels.base import Isa, Kernel, Knobs, storage_dtype
 from codegen.kernels.vector_math import keep, splat, splat_int
 
 Index = int | Expr
@@ -25,9 +25,9 @@ PARALLEL_FLOPS: Final = 100_000  # about two microseconds of one core, the time 
 def build_function(kernel: Kernel, isa: Isa, knobs: Knobs, write: Callable[..., None]) -> PrimFunc:
     """Wrap `write(*buffers)`, the body over the kernel's inputs and outputs, into a private scheduled function."""
     operands = [
-        (f"x{index}", kernel.packed_shape(index, isa, knobs), operand.dtype)
-        for index, operand in enumerate(kernel.inputs)
-    ] + [(f"y{index}", operand.shape, operand.dtype) for index, operand in enumerate(kernel.outputs)]
+        (f"x{index}", kernel.packed_shape(index, isa, knobs), kernel.packed_dtype(index))
+        for index in range(len(kernel.inputs))
+    ] + [(f"y{index}", operand.shape, storage_dtype(operand.dtype)) for index, operand in enumerate(kernel.outputs)]
     with IRBuilder() as builder:
         with T.prim_func(private=True):
             T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, KERNEL_ATTRIBUTE: True})
@@ -241,6 +241,11 @@ class Split:
     def longer(self) -> int:
         """Number of tiles that are one longer than `small`."""
         return self.total % self.count
+
+    @property
+    def longest(self) -> int:
+        """Length of the longer kind of tile."""
+        return self.small + (self.longer > 0)
 
     def start(self, tile: Index) -> Index:
         """Return where a tile begins."""

@@ -77,14 +77,15 @@ def sources(graph: Graph, buffers: dict[str, Buffer]) -> dict[Value, Source]:
         if isinstance(node.op, Input):
             made[value] = leaf(buffers[node.op.label], node.types[0])
         elif isinstance(node.op, Constant):
-            made[value] = _constant(node.op)
+            made[value] = number_source(node.op)
         elif type(node.op) in EXPRESSIONS:
             operands = tuple(made[operand] for operand in node.operands)
             made[value] = EXPRESSIONS[type(node.op)](node.op, node.types[0], operands)
     return made
 
 
-def _constant(op: Constant) -> Source:
+def number_source(op: Constant) -> Source:
+    """A constant of one element."""
     number = op.evaluate().item()
     literal = tirx.const(number, op.type.dtype)
     return Source(op.type, lambda index: literal, lambda offset: literal)
@@ -199,6 +200,17 @@ def _take(op: ix.Take, result: TensorType, operands: tuple[Source, ...]) -> Sour
     return _moved(result, table, lambda index: (indices.at(index[:rank]), *index[rank:]))
 
 
+def _gather(op: ix.Gather, result: TensorType, operands: tuple[Source, ...]) -> Source:
+    x, indices = operands
+    axis = op.axis % result.rank
+
+    def position(index: Index) -> Index:
+        chosen = indices.at(_broadcast_index(index, indices.type.shape))
+        return (*index[:axis], chosen, *index[axis + 1 :])
+
+    return _moved(result, x, position)
+
+
 def _dynamic_update(op: ix.DynamicUpdate, result: TensorType, operands: tuple[Source, ...]) -> Source:
     base, update, position = operands
     axis = op.axis % result.rank
@@ -299,6 +311,7 @@ EXPRESSIONS: Final[dict[type[Op], Callable[[Any, TensorType, tuple[Source, ...]]
     sh.Pad: _pad,
     ix.Take: _take,
     ix.DynamicUpdate: _dynamic_update,
+    ix.Gather: _gather,
     at.Rope: _rope,
 }
 """How each fusible operation reads its operands: the operation, its result type, its operands' sources."""

@@ -3,45 +3,41 @@
 M rows, N columns, K the reduced length, W the panel width in elements. The weight is packed `[N/W][K][W]`, zero-padded
 in N, so one micro-kernel reads it as a stream. A tile of `rows x vectors` accumulators stays in registers while k
 runs; tiles cover M as evenly as they can, so no tile is left with a single row unless M is 1.
+
+In bfloat16 the reduced length goes in steps of two: a weight is packed `[N/W][K/2][W]` of pairs, and one instruction
+adds both products of a pair. The step, not K, is then what tiles and blocks are counted in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import numpy as np
 
-from codegen._tvm import Buffer, Expr, PrimFunc
+from codegen._tvm import PrimFunc
 from codegen.kernels import strassen
+from codegen.kernels._gemm_writer import GemmWriter
 from codegen.kernels.base import Array, Isa, Kernel, Knobs, View
-from codegen.kernels.emit import (
-    Index,
-    Register,
-    Split,
-    Vectors,
-    build_function,
-    ceil_div,
-    choose,
-    column_vectors,
-    parallel_block,
-    scratch,
-    serial,
-)
-from codegen.kernels.vector_math import ACTIVATION_REFERENCES, ACTIVATIONS
+from codegen.kernels.bfloat16 import WORD
+from codegen.kernels.emit import Split, Vectors, build_function, ceil_div
+from codegen.kernels.vector_math import ACTIVATION_REFERENCES
+from ir.ops.contraction import Precision
+from ir.rounding import bfloat16_bits, from_bfloat16_bits, round_to_bfloat16
 from ir.types import TensorType
 
-FLOAT_BYTES: Final = 4
+STEP_BYTES: Final = 4  # one float32, or a pair of bfloat16
 CACHE_BYTES: Final = 512 * 1024  # half of the L2 cache of current server cores
 CHUNK_BYTES: Final = 256 * 1024  # rows of A that stay in the other half
 K_BLOCK_FROM: Final = 4096  # a panel of this length still streams from L2 without loss
 K_BLOCK: Final = 2048
 PAGE_BYTES: Final = 4096  # rows of A this far apart compete for the same lines of the first-level cache,
 COMPETING_ROWS: Final = 8  # which has eight ways
+WIDENING_REGISTERS: Final = 3  # what LLVM keeps besides, where pairs are widened to float32: with 2 it spills sums
 SEVEN_FROM_ROWS: Final = 16
 SEVEN_FROM_K: Final = 64
-WORTH_SEVEN: Final = 0.94  # more code and 7/4 of the memory, for an estimate that is 3 % off, is worth this much
-CHEAP_ACTIVATIONS: Final = frozenset({"relu", "relu2"})
+SEVEN_KNOBS: Final = 6  # ways that tuning may try
+WORTH_SEVEN: Final = 0.96  # more code and 7/4 of the memory, for an estimate that is 4 % off, is worth this much
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,9 @@ class GemmKernel(Kernel):
         residual: Whether a tensor is added last.
         scale: Factor of the product.
         a_view: Buffer that holds `a` as `k` of its columns.
+        precision: `bfloat16` rounds a and w, and sums in float32.
+        a_dtype: How a is stored; what is stored as bfloat16 was rounded by the kernel that wrote it.
+        out_dtype: How the output is stored.
     """
 
     m: int
@@ -74,18 +73,26 @@ class GemmKernel(Kernel):
     residual: bool = False
     scale: float = 1.0
     a_view: View | None = None
+    precision: Precision = "float32"
+    a_dtype: str = "float32"
+    out_dtype: str = "float32"
 
     family: ClassVar[str] = "gemm"
 
     def __post_init__(self) -> None:
         if self.activation and self.gate:
             raise ValueError("a gated product takes its activation from gate, not from activation")
+        if self.a_dtype == "bfloat16":
+            if self.precision != "bfloat16":
+                raise ValueError("a product in float32 does not read bfloat16")
+            if self.a_view or self.k % WORD:
+                raise ValueError("rows stored as bfloat16 are read in pairs: k must be even and a not a window")
 
     @property
     def inputs(self) -> tuple[TensorType, ...]:
         """Operands a, w, bias, residual."""
         operands = [
-            TensorType((self.m, self.a_view.width if self.a_view else self.k)),
+            TensorType((self.m, self.a_view.width if self.a_view else self.k), self.a_dtype),
             TensorType((self.k, self.columns)),
         ]
         if self.bias:
@@ -97,7 +104,12 @@ class GemmKernel(Kernel):
     @property
     def outputs(self) -> tuple[TensorType, ...]:
         """The product."""
-        return (TensorType((self.m, self.n)),)
+        return (TensorType((self.m, self.n), self.out_dtype),)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the reduced length: numbers, or pairs of bfloat16."""
+        return ceil_div(self.k, WORD) if self.precision == "bfloat16" else self.k
 
     @property
     def columns(self) -> int:
@@ -109,6 +121,24 @@ class GemmKernel(Kernel):
         """Multiply-adds of the product, and one for each epilogue step."""
         steps = sum((self.bias, self.activation is not None, 2 * (self.gate is not None), self.residual))
         return 2 * self.m * self.columns * self.k + steps * self.m * self.n
+
+    # Storage
+
+    def rounds(self, index: int) -> bool:
+        """A product in bfloat16 takes whole rows of pairs."""
+        return index == 0 and self.precision == "bfloat16" and self.a_view is None and self.k % WORD == 0
+
+    def can_round(self, index: int) -> bool:
+        """The output may be rounded by the epilogue."""
+        return index == 0
+
+    def in_bfloat16(self, inputs: frozenset[int], outputs: frozenset[int]) -> GemmKernel:
+        """Return the product that reads a, writes the output, or both, as bfloat16."""
+        return replace(
+            self,
+            a_dtype="bfloat16" if 0 in inputs else self.a_dtype,
+            out_dtype="bfloat16" if 0 in outputs else self.out_dtype,
+        )
 
     # Packing
 
@@ -123,7 +153,11 @@ class GemmKernel(Kernel):
         panels, width = self._panels(isa, knobs), int(knobs["vectors"]) * isa.lanes
         if index == 2:
             return ((panels + panels % 2 if knobs["strassen"] else panels) * width,)
-        return strassen.packed_shape(panels, self.k, width) if knobs["strassen"] else (panels, self.k, width)
+        return strassen.packed_shape(panels, self.k, width) if knobs["strassen"] else (panels, self.steps, width)
+
+    def packed_dtype(self, index: int) -> str:
+        """Pairs of bfloat16 are packed as words."""
+        return "int32" if index == 1 and self.precision == "bfloat16" else super().packed_dtype(index)
 
     def pack(self, index: int, array: Array, isa: Isa, knobs: Knobs) -> Array | None:
         """Pad N to whole panels, interleave value and gate vectors, and cut into panels."""
@@ -139,6 +173,8 @@ class GemmKernel(Kernel):
         if index == 2:
             return np.ascontiguousarray(mixed.reshape(-1), dtype=np.float32)
         cut = mixed.transpose(1, 0, 2)
+        if self.precision == "bfloat16":
+            return _pairs(cut)
         return strassen.pack(cut) if knobs["strassen"] else np.ascontiguousarray(cut, dtype=np.float32)
 
     def _panels(self, isa: Isa, knobs: Knobs) -> int:
@@ -165,7 +201,7 @@ class GemmKernel(Kernel):
         for rows, vectors in self._ranked_tiles(isa):
             knobs = self._complete(isa, rows, vectors)
             for order in ("panels", "rows"):
-                for k_block in dict.fromkeys((knobs["k_block"], self.k)):
+                for k_block in dict.fromkeys((knobs["k_block"], self.steps)):
                     candidate = {**knobs, "order": order, "k_block": k_block}
                     if candidate not in space:
                         space.append(candidate)
@@ -173,16 +209,14 @@ class GemmKernel(Kernel):
 
     def _strassen_knobs(self, isa: Isa) -> list[Knobs]:
         """List ways to run seven half products, least estimated time first; none for small products."""
-        if self.m < SEVEN_FROM_ROWS or self.k < SEVEN_FROM_K:
+        large = self.m >= SEVEN_FROM_ROWS and self.k >= SEVEN_FROM_K
+        if not (large and isa.strassen and self.precision == "float32"):
             return []
-        half = ceil_div(min(self.m, strassen.BLOCK_ROWS), 2)
         knobs: list[Knobs] = []
-        for most, vectors in self._tiles(isa):
-            rows = Split(half, most).small + bool(Split(half, most).longer)
-            for chunks in dict.fromkeys((1, isa.threads, 2 * isa.threads)):
-                made = {**self._complete(isa, rows, vectors), "order": "panels", "k_block": self.k}
-                knobs.append({**made, "chunks": chunks, "strassen": True})
-        return sorted(knobs, key=lambda choice: self.strassen_loops(isa, choice).cycles(isa.threads))
+        for rows, vectors, chunks, groups in strassen.tilings(self.m, isa.threads, self._tiles(isa)):
+            made = {**self._complete(isa, rows, vectors), "order": "panels", "k_block": self.steps}
+            knobs.append({**made, "chunks": chunks, "groups": groups, "strassen": True})
+        return sorted(knobs, key=lambda choice: self.strassen_loops(isa, choice).cycles(isa.threads))[:SEVEN_KNOBS]
 
     def strassen_loops(self, isa: Isa, knobs: Knobs) -> strassen.StrassenLoops:
         """Return the loop nest of the seven half products."""
@@ -194,20 +228,21 @@ class GemmKernel(Kernel):
             vectors=int(knobs["vectors"]),
             rows=int(knobs["rows"]),
             chunks=int(knobs["chunks"]),
+            groups=int(knobs["groups"]),
         )
 
     def _complete(self, isa: Isa, rows: int, vectors: int) -> dict[str, int | str | bool]:
         tiles = Split(self.m, rows).count
         panels = ceil_div(self.n, vectors * isa.lanes // (2 if self.gate else 1))
-        a_bytes = self.m * self.k * FLOAT_BYTES
+        a_bytes = self.m * self.steps * STEP_BYTES
         order = "panels" if a_bytes <= CACHE_BYTES or self.m < self.n // 4 else "rows"
         if order == "rows":
-            chunk_tiles = max(1, CHUNK_BYTES // (rows * self.k * FLOAT_BYTES))
+            chunk_tiles = max(1, CHUNK_BYTES // (rows * self.steps * STEP_BYTES))
             chunks = max(ceil_div(tiles, chunk_tiles), isa.threads)
         else:
             balanced = panels % isa.threads == 0 or panels >= 8 * isa.threads
             chunks = 1 if balanced else isa.threads
-        k_block = self.k if self.k <= K_BLOCK_FROM else Split(self.k, K_BLOCK).small + 1
+        k_block = self.steps if self.steps <= K_BLOCK_FROM else Split(self.steps, K_BLOCK).small + 1
         return {
             "rows": rows,
             "vectors": vectors,
@@ -219,7 +254,8 @@ class GemmKernel(Kernel):
 
     def _ranked_tiles(self, isa: Isa) -> list[tuple[int, int]]:
         """List register tiles, least estimated time first."""
-        competing = self.inputs[0].shape[1] * FLOAT_BYTES % PAGE_BYTES == 0
+        converted = self.precision == "bfloat16" and self.a_dtype != "bfloat16"  # to rows that do not compete
+        competing = not converted and self.inputs[0].size_bytes // self.m % PAGE_BYTES == 0
         most = COMPETING_ROWS if competing else self.m
         tiles = dict.fromkeys((min(rows, most), vectors) for rows, vectors in self._tiles(isa))
         return sorted(tiles, key=lambda tile: self._time(isa, tile))
@@ -227,11 +263,14 @@ class GemmKernel(Kernel):
     def _time(self, isa: Isa, tile: tuple[int, int]) -> float:
         """Estimate the time of a call, in fused multiply-adds of full rate."""
         units = ceil_div(self.n, tile[1] * isa.lanes) * int(self._complete(isa, *tile)["chunks"])
-        return self.k * self._cycles(isa, *tile) * ceil_div(units, isa.threads) / units
+        return self.steps * self._cycles(isa, *tile) * ceil_div(units, isa.threads) / units
 
     def _tiles(self, isa: Isa) -> list[tuple[int, int]]:
         """List register tiles that leave a register for each B vector and one for the broadcast."""
-        tiles = [(min((isa.registers - 1 - v) // v, 14), v) for v in (3, 4, 2, 1)]
+        widening = self.precision == "bfloat16" and not isa.bf16_dot
+        free = isa.registers - 1 - (WIDENING_REGISTERS if widening else 0)
+        widths = (2, 1) if widening and isa.registers < 32 else (3, 4, 2, 1)
+        tiles = [(min((free - v) // v, 14), v) for v in widths]
         if isa.registers >= 32:
             tiles.insert(0, (8, 3))
         return [(min(rows, self.m), v) for rows, v in tiles if not (self.gate and v % 2)]
@@ -254,12 +293,16 @@ class GemmKernel(Kernel):
 
     def build(self, isa: Isa, knobs: Knobs) -> PrimFunc:
         """Write the tiled product."""
-        return build_function(self, isa, knobs, lambda *buffers: _GemmWriter(self, isa, knobs, buffers).write())
+        return build_function(self, isa, knobs, lambda *buffers: GemmWriter(self, isa, knobs, buffers).write())
 
     def reference(self, *arrays: Array) -> tuple[Array, ...]:
-        """Multiply in float64."""
+        """Multiply in float64, the operands rounded as `precision` says."""
         operands = [np.asarray(array, np.float64) for array in arrays]
         a, w = operands[:2]
+        if self.a_dtype == "bfloat16":
+            a = from_bfloat16_bits(arrays[0]).astype(np.float64)
+        if self.precision == "bfloat16":
+            a, w = round_to_bfloat16(a), round_to_bfloat16(w)
         offset = self.a_view.offset if self.a_view else 0
         out = self.scale * (a[:, offset : offset + self.k] @ w)
         if self.bias:
@@ -271,156 +314,9 @@ class GemmKernel(Kernel):
         return (out + operands[-1] if self.residual else out,)
 
 
-class _GemmWriter:
-    """Writes one GEMM; holds what every part of the loop nest needs."""
-
-    def __init__(self, kernel: GemmKernel, isa: Isa, knobs: Knobs, buffers: tuple[Buffer, ...]) -> None:
-        self.kernel, self.vec = kernel, Vectors(isa.lanes)
-        self.a, self.w, *rest = buffers
-        self.out = rest.pop()
-        self.residual = rest.pop() if kernel.residual else None
-        self.bias = rest.pop() if kernel.bias else None
-        self.tiles = Split(kernel.m, int(knobs["rows"]))
-        self.chunks = Split(self.tiles.count, ceil_div(self.tiles.count, int(knobs["chunks"])))
-        self.panel_outputs = int(knobs["vectors"]) * isa.lanes // (2 if kernel.gate else 1)
-        self.panels = ceil_div(kernel.n, self.panel_outputs)
-        self.panels_first = knobs["order"] == "panels"
-        self.k_blocks = Split(kernel.k, int(knobs["k_block"]))
-        self.strassen = kernel.strassen_loops(isa, knobs) if knobs["strassen"] else None
-
-    def write(self) -> None:
-        """Loop over panels and chunks of rows, in one flat parallel loop."""
-        if self.strassen:
-            self._write_strassen(self.strassen)
-            return
-        with parallel_block(self.panels * self.chunks.count, flops=self.kernel.flops) as unit:
-            inner = self.chunks.count if self.panels_first else self.panels
-            outer_index, inner_index = unit // inner, unit % inner
-            panel, chunk = (outer_index, inner_index) if self.panels_first else (inner_index, outer_index)
-            last = self.kernel.n % self.panel_outputs
-            if not last or self.panels == 1:
-                self._panel(panel, chunk, last or self.panel_outputs)
-            else:
-                choose(
-                    panel < self.panels - 1,
-                    lambda: self._panel(panel, chunk, self.panel_outputs),
-                    lambda: self._panel(panel, chunk, last),
-                )
-
-    def _write_strassen(self, loops: strassen.StrassenLoops) -> None:
-        lanes, last = self.vec.lanes, self.kernel.n % self.panel_outputs
-
-        def finish(values: list[Expr], panel: Index, row: Index, from_end: int) -> None:
-            columns = last if last and from_end == 0 else self.panel_outputs
-            live = column_vectors(columns, lanes)
-            self._finish(values[: self._vectors(live)], panel, row, live)
-
-        offset = self.kernel.a_view.offset if self.kernel.a_view else 0
-        loops.write(self.a, offset, self.w, self._start_value, finish)
-
-    def _panel(self, panel: Expr, chunk: Expr, columns: int) -> None:
-        """Write one panel that has `columns` output columns, over the tiles of one chunk of rows."""
-        live = column_vectors(columns, self.vec.lanes)
-        longer = (chunk < self.chunks.longer).astype("int32") if self.chunks.longer else 0
-        first = self.chunks.start(chunk)
-        if self.k_blocks.count == 1:
-            with serial(first, first + self.chunks.small + longer) as tile:
-                self.tiles.for_each(tile, lambda row, rows: self._tile(panel, row, rows, live))
-            return
-        self._blocked_panel(panel, first, self.chunks.small + longer, live)
-
-    def _tile(self, panel: Expr, row: Index, rows: int, live: list[int | None]) -> None:
-        sums = [[self.vec.register() for _ in range(self._vectors(live))] for _ in range(rows)]
-        for line in sums:
-            for v, register in enumerate(line):
-                register.set(self._start_value(panel, v))
-        self._accumulate(sums, panel, row, 0, self.kernel.k)
-        if (self.kernel.gate or self.kernel.activation or "relu") in CHEAP_ACTIVATIONS:
-            for i, line in enumerate(sums):
-                self._finish([register.get() for register in line], panel, row + i, live)
-            return
-        parked = scratch((rows, self._vectors(live) * self.vec.lanes))  # a loop keeps long epilogues short to compile
-        for i, line in enumerate(sums):
-            for v, register in enumerate(line):
-                self.vec.store(parked, register.get(), i, v * self.vec.lanes)
-        with serial(0, rows) as i:
-            self._finish(self._load_row(parked, i, live), panel, row + i, live)
-
-    def _load_row(self, buffer: Buffer, row: Index, live: list[int | None]) -> list[Expr]:
-        return [self.vec.load(buffer, row, v * self.vec.lanes) for v in range(self._vectors(live))]
-
-    def _vectors(self, live: list[int | None]) -> int:
-        return len(live) * (2 if self.kernel.gate else 1)
-
-    def _start_value(self, panel: Expr, v: int) -> Expr:
-        """Start from the bias, unless the product is scaled first."""
-        if self.bias is None or self.kernel.scale != 1.0:
-            return self.vec.splat(0.0)
-        return self._bias(panel, v)
-
-    def _bias(self, panel: Expr, v: int) -> Expr:
-        assert self.bias is not None
-        return self.vec.load(self.bias, panel * self.w.shape[-1] + v * self.vec.lanes)
-
-    def _accumulate(self, sums: list[list[Register]], panel: Expr, row: Index, start: Index, stop: Index) -> None:
-        offset = self.kernel.a_view.offset if self.kernel.a_view else 0
-        with serial(start, stop) as k:
-            weights = [self.vec.load(self.w, panel, k, v * self.vec.lanes) for v in range(len(sums[0]))]
-            for i, line in enumerate(sums):
-                value = self.vec.splat(self.a[row + i, k + offset])
-                for register, weight in zip(line, weights, strict=True):
-                    register.set(register.get() + value * weight)
-
-    def _blocked_panel(self, panel: Expr, first: Index, tiles: Index, live: list[int | None]) -> None:
-        """Write a panel whose k is cut into blocks; partial sums of the chunk wait in a scratch buffer."""
-        most_rows = (self.chunks.small + bool(self.chunks.longer)) * (self.tiles.small + bool(self.tiles.longer))
-        width = self._vectors(live) * self.vec.lanes
-        partial = scratch((most_rows, width))
-
-        def block(k_start: Index, row: Index, rows: int, local: Index) -> None:
-            sums = [[self.vec.register() for _ in range(self._vectors(live))] for _ in range(rows)]
-            cells = [(i, v, register) for i, line in enumerate(sums) for v, register in enumerate(line)]
-            for i, v, register in cells:
-                register.set(self.vec.load(partial, local + i, v * self.vec.lanes))
-            self._accumulate(sums, panel, row, k_start, k_start + length)
-            for i, v, register in cells:
-                self.vec.store(partial, register.get(), local + i, v * self.vec.lanes)
-
-        def finish(row: Index, rows: int, local: Index) -> None:
-            with serial(0, rows) as i:
-                self._finish(self._load_row(partial, local + i, live), panel, row + i, live)
-
-        first_row = self.tiles.start(first)
-        with serial(0, most_rows) as row:
-            for v in range(self._vectors(live)):
-                self.vec.store(partial, self._start_value(panel, v), row, v * self.vec.lanes)
-        for length, blocks, base in self._block_lengths():
-            with serial(0, blocks) as index, serial(first, first + tiles) as tile:
-                k_start = base + index * length
-                self.tiles.for_each(tile, lambda row, rows, k=k_start: block(k, row, rows, row - first_row))
-        with serial(first, first + tiles) as tile:
-            self.tiles.for_each(tile, lambda row, rows: finish(row, rows, row - first_row))
-
-    def _block_lengths(self) -> list[tuple[int, int, int]]:
-        """List (length, count, first k) of the at most two kinds of k blocks."""
-        longer, small = self.k_blocks.longer, self.k_blocks.small
-        kinds = [(small + 1, longer, 0), (small, self.k_blocks.count - longer, longer * (small + 1))]
-        return [kind for kind in kinds if kind[1]]
-
-    def _finish(self, values: list[Expr], panel: Expr, row: Index, live: list[int | None]) -> None:
-        """Apply the epilogue to one row and store it."""
-        kernel = self.kernel
-        if kernel.scale != 1.0:
-            values = [value * self.vec.splat(kernel.scale) for value in values]
-            if self.bias is not None:
-                values = [value + self._bias(panel, v) for v, value in enumerate(values)]
-        if kernel.gate:
-            gate = ACTIVATIONS[kernel.gate]
-            values = [value * gate(gated) for value, gated in zip(values[::2], values[1::2], strict=True)]
-        elif kernel.activation:
-            values = [ACTIVATIONS[kernel.activation](value) for value in values]
-        for v, (value, count) in enumerate(zip(values, live, strict=True)):
-            column = panel * self.panel_outputs + v * self.vec.lanes
-            if self.residual is not None:
-                value = value + self.vec.load(self.residual, row, column, live=count)
-            self.vec.store(self.out, value, row, column, live=count)
+def _pairs(panels_PKW: Array) -> Array:
+    """Round panels `[P, K, W]` to bfloat16 and join neighbours along K: words `[P, K/2, W]`; an odd K gets a zero."""
+    panels, k, width = panels_PKW.shape
+    bits = bfloat16_bits(np.pad(panels_PKW, ((0, 0), (0, k % WORD), (0, 0))))
+    halves = bits.reshape(panels, -1, WORD, width).astype(np.uint32)
+    return np.ascontiguousarray(halves[:, :, 0] | halves[:, :, 1] << 16).view(np.int32)

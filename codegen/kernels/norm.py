@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Literal
 
 import numpy as np
 
 from codegen._tvm import Buffer, Expr, PrimFunc, tirx
 from codegen.kernels import vector_math as vm
-from codegen.kernels.base import Array, Isa, Kernel, Knobs
+from codegen.kernels.base import Array, Isa, Kernel, Knobs, View
+from codegen.kernels.bfloat16 import Bfloat16, store_vector
 from codegen.kernels.emit import (
     Index,
     Register,
@@ -37,9 +38,10 @@ Combine = Callable[[Expr, Expr], Expr]
 
 @dataclass(frozen=True)
 class NormKernel(Kernel):
-    """`y = norm(x [+ residual]) [* scale] [+ bias]` for every row of `[rows, width]`.
+    """`y = norm(x [+ residual]) [* scale] [+ bias] [* gate(z)]` for every row of `[rows, width]`.
 
-    Operands: x, residual if any, scale if any, bias if any; y, then the sum `x + residual` if there is a residual.
+    Operands: x, residual if any, scale if any, bias if any, z `[rows, width]` if there is a gate; y, then the sum
+    `x + residual` if there is a residual. x and z may each be a window of a wider buffer, whose rows hold `heads` rows.
 
     Attributes:
         rows: Rows.
@@ -48,7 +50,12 @@ class NormKernel(Kernel):
         epsilon: Added to the variance or mean square; unused by softmax.
         residual: Whether a second tensor is added first; the sum is written too.
         scale: Whether the result is multiplied by a vector.
-        bias: Whether a vector is added last.
+        bias: Whether a vector is added.
+        gate: Activation of the gate z, by which the result is multiplied; none if there is no gate.
+        heads: Rows that lie side by side in a row of a wider buffer.
+        x_view: Buffer that holds x, where there is no residual.
+        gate_view: Buffer that holds z.
+        out_dtype: How the normalised rows are stored; the sum stays float32.
     """
 
     rows: int
@@ -58,25 +65,44 @@ class NormKernel(Kernel):
     residual: bool = False
     scale: bool = False
     bias: bool = False
+    gate: str | None = None
+    heads: int = 1
+    x_view: View | None = None
+    gate_view: View | None = None
+    out_dtype: str = "float32"
 
     family: ClassVar[str] = "norm"
 
     @property
     def inputs(self) -> tuple[TensorType, ...]:
-        """Operands x, residual, scale, bias."""
+        """Operands x, residual, scale, bias, z."""
         full, row = TensorType((self.rows, self.width)), TensorType((self.width,))
-        return (full, *[full] * self.residual, *[row] * self.scale, *[row] * self.bias)
+        gate = [self._buffer(self.gate_view)] if self.gate else []
+        return (self._buffer(self.x_view), *[full] * self.residual, *[row] * self.scale, *[row] * self.bias, *gate)
+
+    def _buffer(self, view: View | None) -> TensorType:
+        return TensorType((self.rows // self.heads, view.width) if view else (self.rows, self.width))
 
     @property
     def outputs(self) -> tuple[TensorType, ...]:
         """The normalised rows, and the sum if there is a residual."""
-        return (TensorType((self.rows, self.width)),) * (1 + self.residual)
+        shape = (self.rows, self.width)
+        return (TensorType(shape, self.out_dtype), *[TensorType(shape)] * self.residual)
 
     @property
     def flops(self) -> int:
         """Arithmetic of the passes over each element."""
         base = {"layer_norm": 7, "rms_norm": 4, "softmax": 5}[self.kind]
-        return self.rows * self.width * (base + self.residual + self.scale + self.bias)
+        return self.rows * self.width * (base + self.residual + self.scale + self.bias + 2 * (self.gate is not None))
+
+    def can_round(self, index: int) -> bool:
+        """The normalised rows, not the sum, may be rounded."""
+        return index == 0
+
+    def in_bfloat16(self, inputs: frozenset[int], outputs: frozenset[int]) -> NormKernel:
+        """Return the norm whose rows are stored as bfloat16."""
+        del inputs
+        return replace(self, out_dtype="bfloat16") if 0 in outputs else self
 
     def knobs(self, isa: Isa) -> Knobs:
         """Start threads only where there is enough to do, each on a run of rows."""
@@ -101,6 +127,7 @@ class NormKernel(Kernel):
     def reference(self, *arrays: Array) -> tuple[Array, ...]:
         """Compute in float64."""
         x, *rest = (np.asarray(array, np.float64) for array in arrays)
+        x = self._rows(x, self.x_view)
         total = x + rest.pop(0) if self.residual else x
         if self.kind == "softmax":
             powers = np.exp(total - total.max(-1, keepdims=True))
@@ -110,25 +137,38 @@ class NormKernel(Kernel):
             y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + self.epsilon)
         y = y * rest.pop(0) if self.scale else y
         y = y + rest.pop(0) if self.bias else y
+        y = y * vm.ACTIVATION_REFERENCES[self.gate](self._rows(rest.pop(0), self.gate_view)) if self.gate else y
         return (y, total) if self.residual else (y,)
+
+    def _rows(self, array: Array, view: View | None) -> Array:
+        window = array[:, view.offset : view.offset + self.heads * self.width] if view else array
+        return window.reshape(self.rows, self.width)
 
 
 class _Writer:
     """Writes one norm; holds what every pass needs."""
 
     def __init__(self, kernel: NormKernel, isa: Isa, buffers: tuple[Buffer, ...]) -> None:
-        self.kernel, self.vec = kernel, Vectors(isa.lanes)
+        self.kernel, self.vec, self.bf16 = kernel, Vectors(isa.lanes), Bfloat16(isa)
         pending = list(buffers)
         self.x = pending.pop(0)
         self.residual = pending.pop(0) if kernel.residual else None
         self.scale = pending.pop(0) if kernel.scale else None
         self.bias = pending.pop(0) if kernel.bias else None
+        self.gate = pending.pop(0) if kernel.gate else None
         self.y = pending.pop(0)
         self.total = pending.pop(0) if kernel.residual else self.x
         self.columns = column_vectors(kernel.width, isa.lanes)
 
     def write(self, pieces: int) -> None:
         """Share the rows out in runs."""
+        if self.kernel.out_dtype == "bfloat16":
+            with self.bf16.instructions():
+                self._write(pieces)
+        else:
+            self._write(pieces)
+
+    def _write(self, pieces: int) -> None:
         split = Split(self.kernel.rows, -(-self.kernel.rows // pieces))
         with parallel_block(split.count) as piece:
             longer = (piece < split.longer).astype("int32") if split.longer else 0
@@ -144,6 +184,17 @@ class _Writer:
             self._softmax(row)
         else:
             self._norm(row)
+
+    def _x(self, row: Expr, column: Index, live: int | None) -> Expr:
+        """Load a vector of what is normalised."""
+        return self._load(self.total, self.kernel.x_view, row, column, live)
+
+    def _load(self, buffer: Buffer, view: View | None, row: Expr, column: Index, live: int | None) -> Expr:
+        if view is None:
+            return self.vec.load(buffer, row, column, live=live)
+        heads, width = self.kernel.heads, self.kernel.width
+        start = view.offset + row % heads * width if heads > 1 else view.offset
+        return self.vec.load(buffer, row // heads if heads > 1 else row, start + column, live=live)
 
     def _add(self, residual: Buffer, row: Expr, column: Index, live: int | None) -> None:
         value = self.vec.load(self.x, row, column, live=live) + self.vec.load(residual, row, column, live=live)
@@ -179,7 +230,7 @@ class _Writer:
     def _accumulate(
         self, register: Register, row: Expr, column: Index, live: int | None, start: float, term: Term, combine: Combine
     ) -> None:
-        value = term(self.vec.load(self.total, row, column, live=live), column)
+        value = term(self._x(row, column, live), column)
         if live is not None:
             inside = self.vec.lane_numbers(0) < vm.splat_int(live, self.vec.lanes)
             value = tirx.Select(inside, value, self.vec.splat(start))
@@ -201,8 +252,8 @@ class _Writer:
         factor = bind(tirx.const(1.0, "float32") / tirx.sqrt(square + tirx.const(self.kernel.epsilon, "float32")))
 
         def finish(column: Index, live: int | None) -> None:
-            value = centred(self.vec.load(self.total, row, column, live=live)) * self.vec.splat(factor)
-            self.vec.store(self.y, self._affine(value, column, live), row, column, live=live)
+            value = centred(self._x(row, column, live)) * self.vec.splat(factor)
+            self._store(self._affine(value, row, column, live), row, column, live)
 
         self._each(finish)
 
@@ -219,14 +270,25 @@ class _Writer:
 
         def finish(column: Index, live: int | None) -> None:
             value = self.vec.load(powers, column) * self.vec.splat(factor)
-            self.vec.store(self.y, self._affine(value, column, live), row, column, live=live)
+            self._store(self._affine(value, row, column, live), row, column, live)
 
         self._each(finish)
 
-    def _affine(self, value: Expr, column: Index, live: int | None) -> Expr:
+    def _store(self, value: Expr, row: Expr, column: Index, live: int | None) -> None:
+        if self.kernel.out_dtype == "bfloat16":
+            store_vector(self.y, self.bf16.round(value), self.vec.lanes, row, column, live=live)
+        else:
+            self.vec.store(self.y, value, row, column, live=live)
+
+    def _affine(self, value: Expr, row: Expr, column: Index, live: int | None) -> Expr:
         if self.scale is not None:
             value = value * self.vec.load(self.scale, column, live=live)
-        return value + self.vec.load(self.bias, column, live=live) if self.bias is not None else value
+        if self.bias is not None:
+            value = value + self.vec.load(self.bias, column, live=live)
+        if self.gate is None or self.kernel.gate is None:
+            return value
+        z = bind(self._load(self.gate, self.kernel.gate_view, row, column, live))
+        return value * vm.ACTIVATIONS[self.kernel.gate](z)
 
 
 def _add(a: Expr, b: Expr) -> Expr:

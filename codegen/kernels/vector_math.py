@@ -44,16 +44,27 @@ _EXP_TAIL: Final = (
     1.6666665459e-1,
     5.0000001201e-1,
 )
-# Minimax of 2^x on [-1/2, 1/2] in relative error (2e-9 before rounding), highest power first (own Remez fit).
-_EXP2: Final = (
-    1.5345812006346848e-4,
-    1.3399931219189559e-3,
-    9.61848895710427e-3,
-    5.550328776965331e-2,
-    2.4022646890634194e-1,
-    6.931472057372677e-1,
-    1.0000000005541665,
-)
+# Minimax of 2^x on [-1/2, 1/2] in relative error (before rounding 7e-5, 7e-8, 2e-9), highest power first (own Remez fit).
+_EXP2: Final = {
+    3: (5.5171669057926094e-2, 2.4261112219321643e-1, 6.932609854606554e-1, 9.999280735394012e-1),
+    5: (
+        1.3276471993203906e-3,
+        9.675541334454568e-3,
+        5.5507132734958595e-2,
+        2.4022119723839994e-1,
+        6.931469670647618e-1,
+        1.0000000716546849,
+    ),
+    6: (
+        1.5345812006346848e-4,
+        1.3399931219189559e-3,
+        9.61848895710427e-3,
+        5.550328776965331e-2,
+        2.4022646890634194e-1,
+        6.931472057372677e-1,
+        1.0000000005541665,
+    ),
+}
 # Rational fits of erf on [-4, 4] and tanh on [-7.9, 7.9], in x^2, highest power first (Eigen, generic packet math).
 _ERF_ABOVE: Final = (
     -2.72614225801306e-10,
@@ -168,11 +179,16 @@ def exp(x: Expr) -> Expr:
     return let(x, with_argument)
 
 
-def exp2_nonpositive(x: Expr) -> Expr:
-    """2^x for x <= 0 in the fewest operations; arguments below -125, minus infinity included, give 2^-125 and not 0."""
+def exp2_nonpositive(x: Expr, degree: int = 6) -> Expr:
+    """2^x for x <= 0 in the fewest operations; arguments below -125, minus infinity included, give 2^-125 and not 0.
+
+    Args:
+        x: Argument.
+        degree: Of the polynomial: 6, 5 (error 3e-7) or 3 (error 1e-4).
+    """
 
     def with_argument(c: Expr) -> Expr:
-        return let(tirx.nearbyint(c), lambda power: _scale_by_power(polynomial(c - power, _EXP2), power))
+        return let(tirx.nearbyint(c), lambda power: _scale_by_power(polynomial(c - power, _EXP2[degree]), power))
 
     return let(tirx.max(x, splat(EXP2_LOWEST, lanes_of(x))), with_argument)
 

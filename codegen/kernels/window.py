@@ -1,187 +1,218 @@
-"""Convolution and pooling over 1 to 3 spatial axes, channels last: channels along the lanes, taps in a loop.
+"""Depthwise convolution and pooling over 1 to 3 spatial axes, channels last.
 
-Each output position adds up the taps that fall inside the input, so padding is never stored.
+A strip of neighbouring outputs along the last spatial axis stays in registers, a vector of channels each, while the
+taps run: an input is loaded once for all the outputs of the strip that see it. Strips that meet the padding are written
+out for their place, so padding is never stored and never tested; those between share one loop. Wide or far spread
+windows, whose borders would be much code, read a copy of their input with the padding around it.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
 
-from codegen._tvm import Buffer, Expr, PrimFunc, tirx
+from codegen._tvm import PrimFunc
+from codegen.kernels._tail import row_count, tail_flops, tail_operands, tail_reference
+from codegen.kernels._taps import Taps
+from codegen.kernels._window_writer import CopyWriter, StripWriter
 from codegen.kernels.base import Array, Isa, Kernel, Knobs
-from codegen.kernels.emit import (
-    Index,
-    Register,
-    Vectors,
-    branch,
-    build_function,
-    column_vectors,
-    flat_view,
-    parallel_block,
-    serial,
-)
-from codegen.kernels.expressions import unravel
+from codegen.kernels.emit import Split, build_function, ceil_div
+from ir.graph import Graph
 from ir.ops.convolution import Conv, Pool
 from ir.types import TensorType
 
 SERIAL_BELOW: Final = 32 * 1024
 """Multiply-adds below which starting threads costs more than it saves."""
+LONGEST_STRIP: Final = 14
+MOST_VECTORS: Final = 4
+BORDER_STRIPS: Final = 8
+"""Strips at the borders that are written out; more of them read a copy instead."""
+WIDEST_UNROLLED: Final = 16
+"""Taps along the last axis that are written out."""
+LATENCY: Final = 8
+"""Independent sums that hide the latency of an addition."""
+FEW_TAPS: Final = 16
+"""Taps up to which a window operation waits for memory, not for arithmetic."""
+LINE_BYTES: Final = 64
+PAGE_BYTES: Final = 4096
+CACHE_LINES: Final = 64
+"""Lines of a way of the first-level cache, which has so many:"""
+CACHE_WAYS: Final = 8
+FAR_CHANNELS: Final = 256
+"""Channels walked together where pixels lie whole pages apart."""
 
 
 @dataclass(frozen=True)
 class WindowKernel(Kernel):
-    """An `ir` convolution or pooling on `[B, *S, C]`.
+    """An `ir` pooling or depthwise convolution (as many groups as channels) on `[B, *S, C]`.
 
-    Operands: x, then the weights `[*W, C / groups, O]` of a convolution; the output.
+    Operands: x, the weights `[*W, 1, C]` of a convolution, further inputs of the tail; the output.
 
     Attributes:
         x: Type of the input.
         weight: Type of the weights; None for pooling.
         op: The operation.
+        tail: Elementwise operations on its result, see `codegen.kernels._tail.Tail`.
+        packed: Whether the weights are known when the model is compiled, so can be packed: `[C / L, taps, L]` for
+            vectors of L channels.
     """
 
     x: TensorType
     weight: TensorType | None
     op: Conv | Pool
+    tail: Graph | None = None
+    packed: bool = True
 
     family: ClassVar[str] = "window"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.op, Conv) and (self.weight is None or {self.op.groups, *self.weight.shape[-1:]} != {self.channels}):
+            raise ValueError("a convolution that mixes channels is a ConvKernel")
+
+    @property
+    def channels(self) -> int:
+        """Channels of input and output."""
+        return self.x.shape[-1]
+
     @property
     def inputs(self) -> tuple[TensorType, ...]:
-        """Input and weights."""
-        return (self.x,) if self.weight is None else (self.x, self.weight)
+        """Input, weights, operands of the tail."""
+        return (self.x, *([] if self.weight is None else [self.weight]), *tail_operands(self.tail))
+
+    @property
+    def result(self) -> TensorType:
+        """What the operation itself gives."""
+        return self.op.infer_types(self.inputs[: 1 + (self.weight is not None)])[0]
 
     @property
     def outputs(self) -> tuple[TensorType, ...]:
-        """What the operation gives."""
-        return self.op.infer_types(self.inputs)
+        """What the tail makes of it."""
+        return (self.tail.type_of(self.tail.outputs[0][1]) if self.tail else self.result,)
 
     @property
     def flops(self) -> int:
-        """Counted by the operation."""
-        return self.op.flops(self.inputs, self.outputs)
+        """Those of the operation and of its tail."""
+        return self.op.flops(self.inputs, (self.result,)) + tail_flops(self.tail)
+
+    @property
+    def key(self) -> str:
+        """The operation, and a digest of the tail."""
+        weights = f"{self.weight}{'' if self.packed else ' as it is'}"
+        return with_tail(f"{self.family}({self.op},x={self.x},weight={weights}", self.tail)
 
     @property
     def window(self) -> tuple[int, ...]:
         """Taps along each spatial axis."""
         return self.op.window if isinstance(self.op, Pool) else self.inputs[1].shape[:-2]
 
+    @property
+    def taps(self) -> Taps:
+        """Sizes of the window."""
+        return Taps.of(self.op, self.x.shape, self.result.shape, self.window)
+
+    def packs(self, index: int) -> bool:
+        """Weights that are known are packed."""
+        return index == 1 and self.weight is not None and self.packed
+
+    def packed_shape(self, index: int, isa: Isa, knobs: Knobs) -> tuple[int, ...]:
+        """Vectors of channels, the taps of each side by side."""
+        if not self.packs(index):
+            return self.inputs[index].shape
+        return (ceil_div(self.channels, isa.lanes), math.prod(self.window), isa.lanes)
+
+    def pack(self, index: int, array: Array, isa: Isa, knobs: Knobs) -> Array | None:
+        """Pad the channels to whole vectors and bring the taps of each together."""
+        if not self.packs(index):
+            return None
+        vectors, taps, lanes = self.packed_shape(index, isa, knobs)
+        padded = np.pad(array.reshape(taps, self.channels), ((0, 0), (0, vectors * lanes - self.channels)))
+        return np.ascontiguousarray(padded.reshape(taps, vectors, lanes).transpose(1, 0, 2), dtype=np.float32)
+
     def knobs(self, isa: Isa) -> Knobs:
-        """Start threads only where there is enough to do."""
-        return {"parallel": isa.threads > 1 and self.flops >= SERIAL_BELOW}
+        """Choose the longest strip that registers and cache hold, and more vectors where strips are short."""
+        most = min(LONGEST_STRIP, self.taps.outputs[-1])
+        fits = [n for n in range(2, most + 1) if self._registers(n, 1) <= isa.registers and not self._competes(n)]
+        length = Split(self.taps.outputs[-1], max(fits, default=1)).longest
+        vectors = 1
+        while length * vectors < LATENCY and vectors < min(MOST_VECTORS, ceil_div(self.channels, isa.lanes)):
+            if self._registers(length, vectors + 1) > isa.registers:
+                break
+            vectors += 1
+        return self._complete(isa, length, vectors)
 
     def knob_space(self, isa: Isa) -> list[Knobs]:
-        """Threads or none."""
+        """Shorter strips, more vectors, threads or none."""
         rule = self.knobs(isa)
-        return [rule, {"parallel": not rule["parallel"]}] if isa.threads > 1 else [rule]
+        space = [rule]
+        lengths = dict.fromkeys((int(rule["strip"]), max(int(rule["strip"]) // 2, 1), min(4, self.taps.outputs[-1])))
+        for length in lengths:
+            for vectors in (1, 2):
+                knobs = self._complete(isa, length, min(vectors, ceil_div(self.channels, isa.lanes)))
+                for candidate in (knobs, {**knobs, "parallel": not knobs["parallel"]}):
+                    if candidate not in space and (isa.threads > 1 or not candidate["parallel"]):
+                        space.append(candidate)
+        return space
+
+    def _competes(self, strip: int) -> bool:
+        """Whether the pixels of a strip are so far apart that they drive each other out of the first-level cache.
+
+        That costs most where each is used a few times only.
+        """
+        lines = CACHE_LINES // math.gcd(CACHE_LINES, ceil_div(self.channels * 4, LINE_BYTES))
+        return math.prod(self.window) <= FEW_TAPS and self.taps.reach(strip) + strip > lines * (CACHE_WAYS - 1)
+
+    def _registers(self, strip: int, vectors: int) -> int:
+        """Registers of a strip: sums, weights of a line of taps, an input."""
+        if isinstance(self.op, Pool):
+            return (self.taps.reach(strip) if not self._spread() else strip) * vectors + 2
+        return strip * vectors + min(self.window[-1], WIDEST_UNROLLED) + 1
+
+    def _spread(self) -> bool:
+        """Whether the window is too wide to be written out tap by tap."""
+        return self.window[-1] > WIDEST_UNROLLED
+
+    def _complete(self, isa: Isa, strip: int, vectors: int) -> dict[str, int | str | bool]:
+        """Knobs of a strip: whether it reads a copy, in how many chunks the channels are walked, and whether by threads."""
+        taps = self.taps
+        strips = Split(taps.outputs[-1], strip)
+        meets = sum(
+            not taps.is_inside(int(strips.start(i)), strips.small + (i < strips.longer)) for i in range(strips.count)
+        )
+        copy = self._spread() or meets > BORDER_STRIPS
+        parallel = isa.threads > 1 and self.flops >= SERIAL_BELOW
+        rows, blocks = math.prod(self.result.shape[:-2]), ceil_div(self.channels, vectors * isa.lanes)
+        far = self._competes(strip + 1) and self.channels * 4 % PAGE_BYTES == 0
+        chunks = ceil_div(self.channels, FAR_CHANNELS) if far else 1
+        if parallel:
+            chunks = max(chunks, ceil_div(4 * isa.threads, rows))
+        return {"strip": strip, "vectors": vectors, "copy": copy, "chunks": min(chunks, blocks), "parallel": parallel}
 
     def build(self, isa: Isa, knobs: Knobs) -> PrimFunc:
         """Write the loop nest."""
-        return build_function(
-            self, isa, knobs, lambda *buffers: _Writer(self, isa, buffers).write(bool(knobs["parallel"]))
-        )
+        writer = CopyWriter if knobs["copy"] else StripWriter
+        return build_function(self, isa, knobs, lambda *buffers: writer(self, isa, knobs, buffers).write())
 
     def reference(self, *arrays: Array) -> tuple[Array, ...]:
-        """Interpret the operation in float64."""
-        return self.op.evaluate_all(tuple(np.asarray(array, np.float64) for array in arrays))
+        """Interpret the operation and its tail in float64."""
+        operands = tuple(np.asarray(array, np.float64) for array in arrays)
+        count = 1 + (self.weight is not None)
+        (value,) = self.op.evaluate_all(operands[:count])
+        return (tail_reference(self.tail, value, operands[count:]),)
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a channel."""
+        return row_count(self.result.shape)
 
 
-class _Writer:
-    """Writes one window operation; holds what every part of the loop nest needs."""
-
-    def __init__(self, kernel: WindowKernel, isa: Isa, buffers: tuple[Buffer, ...]) -> None:
-        self.kernel, self.vec, self.op = kernel, Vectors(isa.lanes), kernel.op
-        flat = [flat_view(buffer) for buffer in buffers]
-        self.x, self.y = flat[0], flat[-1]
-        self.weight = flat[1] if kernel.weight is not None else None
-        self.sizes, self.channels = kernel.x.shape[1:-1], kernel.x.shape[-1]
-        self.out_shape = kernel.outputs[0].shape
-        self.dilation = self.op.dilation if isinstance(self.op, Conv) else (1,) * len(self.sizes)
-        self.groups = self.op.groups if isinstance(self.op, Conv) else self.channels
-        self.outputs = self.out_shape[-1]
-
-    def write(self, parallel: bool) -> None:
-        """Loop over output positions; each writes all its channels."""
-        rows = math.prod(self.out_shape[:-1])
-        with parallel_block(rows) if parallel else serial(0, rows) as row:
-            batch, *place = unravel(row, self.out_shape[:-1])
-            for group in range(1 if self._is_depthwise() else self.groups):
-                self._channels(row, batch, place, group)
-
-    def _is_depthwise(self) -> bool:
-        return self.groups == self.channels and self.outputs == self.channels
-
-    def _channels(self, row: Expr, batch: Index, place: list[Index], group: int) -> None:
-        width = self.outputs if self._is_depthwise() else self.outputs // self.groups
-        columns = column_vectors(width, self.vec.lanes)
-        full, base = columns.count(None), group * width
-        if full:
-            with serial(0, full) as vector:
-                self._vector(row, batch, place, group, base + vector * self.vec.lanes, None)
-        if columns[-1] is not None:
-            self._vector(row, batch, place, group, base + full * self.vec.lanes, columns[-1])
-
-    def _vector(self, row: Expr, batch: Index, place: list[Index], group: int, column: Index, live: int | None) -> None:
-        pool = self.op if isinstance(self.op, Pool) else None
-        largest = pool is not None and pool.kind == "max"
-        total = self.vec.register(float(np.finfo(np.float32).min) if largest else 0.0)
-        counted = self.vec.register(0.0) if pool and not largest and not pool.count_padding else None
-
-        def tap(position: Index, number: int) -> None:
-            if self._is_depthwise():
-                self._depthwise_tap(total, position, number, column, live)
-            else:
-                self._dense_tap(total, position, number, group, column, live)
-            if counted is not None:
-                counted.set(counted.get() + self.vec.splat(1.0))
-
-        self._taps(batch, place, tap)
-        value = total.get()
-        if counted is not None:
-            value = value / counted.get()
-        elif pool and not largest:
-            value = value * self.vec.splat(1.0 / math.prod(self.kernel.window))
-        self.vec.store(self.y, value, row * self.outputs + column, live=live)
-
-    def _taps(self, batch: Index, place: list[Index], body: Callable[[Index, int], None]) -> None:
-        """Run `body(row of x, number of the tap)` for each tap that lies inside the input."""
-        for number, tap in enumerate(itertools.product(*map(range, self.kernel.window))):
-            inside: list[Any] = []
-            position: Any = batch
-            for axis, step in enumerate(tap):
-                low, high = self.op.padding[axis]
-                local = place[axis] * self.op.strides[axis] + (step * self.dilation[axis] - low)
-                inside += [local >= 0] if low and not isinstance(local, int) else []
-                inside += [local < self.sizes[axis]] if high and not isinstance(local, int) else []
-                if isinstance(local, int) and not 0 <= local < self.sizes[axis]:
-                    break
-                position = position * self.sizes[axis] + local
-            else:
-                if inside:
-                    with branch(inside[0] if len(inside) == 1 else tirx.all(*inside)):
-                        body(position, number)
-                else:
-                    body(position, number)
-
-    def _depthwise_tap(self, total: Register, position: Index, number: int, column: Index, live: int | None) -> None:
-        value = self.vec.load(self.x, position * self.channels + column, live=live)
-        if self.weight is not None:
-            value = value * self.vec.load(self.weight, column + number * self.channels, live=live)
-        largest = isinstance(self.op, Pool) and self.op.kind == "max"
-        total.set(tirx.max(total.get(), value) if largest else total.get() + value)
-
-    def _dense_tap(
-        self, total: Register, position: Index, number: int, group: int, column: Index, live: int | None
-    ) -> None:
-        assert self.weight is not None
-        per_group = self.channels // self.groups
-        with serial(0, per_group) as channel:
-            value = self.vec.splat(self.x[position * self.channels + group * per_group + channel])
-            weights = self.vec.load(self.weight, (number * per_group + channel) * self.outputs + column, live=live)
-            total.set(total.get() + value * weights)
+def with_tail(key: str, tail: Graph | None) -> str:
+    """Finish the key of a kernel by the names of its tail's operations and a digest of the whole tail."""
+    if tail is None:
+        return f"{key})"
+    names = "-".join(node.op.name for node in tail.nodes if node.operands)
+    text = ";".join(f"{node.op}{node.operands}{node.types}" for node in tail.nodes)
+    return f"{key},tail={names}:{hashlib.sha256(text.encode()).hexdigest()[:16]})"

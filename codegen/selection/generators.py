@@ -11,8 +11,9 @@ from codegen.kernels.norm import NormKernel
 from codegen.kernels.recurrence import OuterScanKernel
 from codegen.kernels.rope import RopeKernel
 from codegen.kernels.scan import ScanKernel
-from codegen.kernels.window import WindowKernel
-from codegen.selection.mixing import delta_scan
+from codegen.selection.convolutions import take_window
+from codegen.selection.mixing import delta_scan, fourier, long_conv, scatter_add, top_k
+from codegen.selection.norms import norm
 from codegen.selection.state import Selection, Table, row_count
 from codegen.selection.state_space import selective_scan
 from ir.errors import CompileError
@@ -21,10 +22,13 @@ from ir.op import Op
 from ir.ops import attention as at
 from ir.ops import contraction as ct
 from ir.ops import convolution as cv
-from ir.ops import elementwise as ew
+from ir.ops import indexing as ix
 from ir.ops import normalization as nm
 from ir.ops import recurrence as rc
 from ir.ops import reduction as rd
+from ir.ops import shape as sh
+from ir.ops import sorting as so
+from ir.ops import spectral as sp
 from ir.ops.structure import Constant
 
 
@@ -47,6 +51,7 @@ def _attention(state: Selection, node: Node) -> None:
         alibi_slopes=op.alibi,
         bias_shape=None if bias is None else (1,) * (4 - len(bias)) + bias,
         offset=op.has_offset,
+        precision=op.precision,
     )
     state.add(kernel, node.operands, node.results, [node.id])
 
@@ -74,6 +79,10 @@ def _outer_scan(state: Selection, node: Node) -> None:
     values = state.graph.type_of(node.operands[2]).shape[3]
     wants_state = bool(state.graph.users(node.results[1])) or node.results[1] in state.outputs
     results = node.results if wants_state else node.results[:1]
+    operands = list(node.operands)
+    constant = _constant_decay(state, node) if op.decay == "head" else None
+    if constant:
+        del operands[3]
     kernel = OuterScanKernel(
         batch=batch,
         t=steps,
@@ -82,45 +91,23 @@ def _outer_scan(state: Selection, node: Node) -> None:
         dv=values,
         decay=op.decay,
         scale=op.scale,
+        constant_log_decay=constant,
         initial_state=op.has_state,
         final_state=wants_state,
     )
-    state.add(kernel, node.operands, results, [node.id])
+    state.add(kernel, operands, results, [node.id])
 
 
-def _norm(state: Selection, node: Node) -> None:
-    """A norm, with the addition before it if nothing else has taken that.
-
-    layer_norm(add(x, y), scale)  becomes  norm(x, y, scale), which also writes the sum
-    """
-    op, type_ = node.op, node.types[0]
-    assert isinstance(op, nm.LayerNorm | nm.RmsNorm)
-    factors = node.operands[1:]
-    below = state.producer(node.operands[0])
-    fuse = (
-        isinstance(below.op, ew.Add)
-        and state.is_free(below)
-        and _same_run_time_types(state, below)
-        and all(factor.node in state.static for factor in factors)  # others may themselves need the sum
-    )
-    kernel = NormKernel(
-        rows=row_count(type_.shape),
-        width=type_.shape[-1],
-        kind="layer_norm" if isinstance(op, nm.LayerNorm) else "rms_norm",
-        epsilon=op.epsilon,
-        residual=fuse,
-        scale=len(factors) > 0,
-        bias=len(factors) > 1,
-    )
-    if fuse:
-        state.add(kernel, [*below.operands, *factors], [node.results[0], below.results[0]], [below.id, node.id])
-    else:
-        state.add(kernel, node.operands, node.results, [node.id])
-
-
-def _same_run_time_types(state: Selection, node: Node) -> bool:
-    static = any(operand.node in state.static for operand in node.operands)
-    return not static and all(t == node.types[0] for t in state.graph.operand_types(node))
+def _constant_decay(state: Selection, node: Node) -> tuple[float, ...] | None:
+    """The log decay of each head, if it is the same number at every step."""
+    below = state.producer(node.operands[3])
+    if not isinstance(below.op, sh.Broadcast):
+        return None
+    source = state.producer(below.operands[0])
+    heads = below.types[0].shape[-1]
+    if not isinstance(source.op, Constant) or source.types[0].size != heads or source.types[0].shape[-1:] != (heads,):
+        return None
+    return tuple(float(number) for number in source.op.evaluate().reshape(-1))
 
 
 def _softmax(state: Selection, node: Node) -> None:
@@ -129,14 +116,6 @@ def _softmax(state: Selection, node: Node) -> None:
     if op.axis % len(shape) != len(shape) - 1:
         raise CompileError("softmax is compiled along the last axis only", where=node.path, hint="transpose around it")
     state.add(NormKernel(row_count(shape), shape[-1], "softmax"), node.operands, node.results, [node.id])
-
-
-def _window(state: Selection, node: Node) -> None:
-    op = node.op
-    assert isinstance(op, cv.Conv | cv.Pool)
-    types = state.graph.operand_types(node)
-    weight = types[1] if isinstance(op, cv.Conv) else None
-    state.add(WindowKernel(types[0], weight, op), node.operands, node.results, [node.id])
 
 
 def _scan(state: Selection, node: Node) -> None:
@@ -182,13 +161,19 @@ GENERATORS: Final[dict[type[Op], Callable[[Selection, Node], None]]] = {
     at.Attention: _attention,
     at.Rope: _rope,
     ct.Matmul: _batch_product,
-    cv.Conv: _window,
-    cv.Pool: _window,
-    nm.LayerNorm: _norm,
-    nm.RmsNorm: _norm,
+    cv.Conv: take_window,
+    cv.Pool: take_window,
+    nm.LayerNorm: norm,
+    nm.RmsNorm: norm,
     nm.Softmax: _softmax,
     rc.LinearScan: _scan,
     rc.OuterScan: _outer_scan,
     rd.Cumsum: _scan,
+    ix.ScatterAdd: scatter_add,
+    so.TopK: top_k,
+    sp.Fft: fourier,
+    sp.Irfft: fourier,
+    sp.LongConv: long_conv,
+    sp.Rfft: fourier,
 }
 """Operations with a kernel generator of their own."""

@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
 
-from codegen.kernels.attention import AttentionKernel
-from codegen.kernels.base import Kernel, View
+from codegen.kernels.base import View
 from codegen.kernels.gemm import GemmKernel
-from codegen.kernels.recurrence import OuterScanKernel
-from codegen.kernels.rope import RopeKernel
-from codegen.kernels.selective_scan import SelectiveScanKernel
 from codegen.selection.state import KernelCall, Operand, Static
+from codegen.selection.views import Window, reading_window, reads_window
 from ir.graph import Graph, Value
-
-WINDOWS: Final[dict[type[Kernel], tuple[str, ...]]] = {
-    AttentionKernel: ("q_view", "k_view", "v_view"),
-    GemmKernel: ("a_view",),
-    OuterScanKernel: ("q_view", "k_view", "v_view", "g_view"),
-    RopeKernel: ("x_view",),
-    SelectiveScanKernel: ("c_view", "b_view", "x_view", "dt_view"),
-}
-"""For the first operands of a kernel, the field that says which window of a wider buffer they are."""
 
 Read = tuple[KernelCall, int]
 
@@ -48,11 +35,13 @@ def merge_products(graph: Graph, calls: Sequence[KernelCall], alias: Mapping[Val
     groups: defaultdict[Hashable, list[KernelCall]] = defaultdict(list)
     for call in calls:
         made = call.results[0]
-        if _is_plain_product(call) and made not in needed and all(_reads_windows(*read) for read in readers[made]):
+        if not _is_plain_product(call) or made in needed:
+            continue
+        if all(reads_window(reader.kernel, index, call.kernel.outputs[0]) for reader, index in readers[made]):
             groups[_shared(graph, call, alias)].append(call)
 
     merged: dict[int, KernelCall | None] = {}  # by the place of a call; None for those that another one covers
-    windows: dict[Value, tuple[Value, View]] = {}
+    windows: dict[Value, tuple[Value, Window]] = {}
     places = {id(call): place for place, call in enumerate(calls)}
     for group in groups.values():
         if len(group) > 1:
@@ -72,30 +61,25 @@ def _is_plain_product(call: KernelCall) -> bool:
     )
 
 
-def _reads_windows(call: KernelCall, index: int) -> bool:
-    fields = WINDOWS.get(type(call.kernel), ())
-    if isinstance(call.kernel, OuterScanKernel) and not call.kernel.has_gate:
-        fields = fields[:3]
-    return index < len(fields) and getattr(call.kernel, fields[index]) is None
-
-
 def _shared(graph: Graph, call: KernelCall, alias: Mapping[Value, Value]) -> Hashable:
     """What products must have in common to be computed together."""
     x, *static = call.operands
     assert isinstance(x, Value)
+    assert isinstance(call.kernel, GemmKernel)
     forms = tuple((part.transpose, graph.type_of(part.values[0]).rank) for part in static if isinstance(part, Static))
     return alias.get(x, x), replace(call.kernel, n=1), forms
 
 
-def _merge(graph: Graph, group: Sequence[KernelCall], windows: dict[Value, tuple[Value, View]]) -> KernelCall:
+def _merge(graph: Graph, group: Sequence[KernelCall], windows: dict[Value, tuple[Value, Window]]) -> KernelCall:
     """Make one product of several, and note where each result lies in its result."""
     sizes = [call.kernel.outputs[0].shape[1] for call in group]
     first = group[0]
+    assert isinstance(first.kernel, GemmKernel)
     node = graph.node(first.results[0].node)
     whole = Value(node.id, len(node.types))  # a value of the compiled model that no node has
     offset = 0
     for call, size in zip(group, sizes, strict=True):
-        windows[call.results[0]] = (whole, View(sum(sizes), offset))
+        windows[call.results[0]] = (whole, Window(View(sum(sizes), offset), size))
         offset += size
     operands: list[Operand] = [first.operands[0]]
     for index in range(1, len(first.operands)):
@@ -107,11 +91,11 @@ def _merge(graph: Graph, group: Sequence[KernelCall], windows: dict[Value, tuple
 
 
 def _reading_windows(
-    call: KernelCall, windows: Mapping[Value, tuple[Value, View]], alias: Mapping[Value, Value]
+    call: KernelCall, windows: Mapping[Value, tuple[Value, Window]], alias: Mapping[Value, Value]
 ) -> KernelCall:
     kernel, operands = call.kernel, list(call.operands)
     for index, operand in enumerate(operands):
         if isinstance(operand, Value) and alias.get(operand, operand) in windows:
-            operands[index], view = windows[alias.get(operand, operand)]
-            kernel = replace(kernel, **{WINDOWS[type(kernel)][index]: view})
+            operands[index], window = windows[alias.get(operand, operand)]
+            kernel = reading_window(kernel, index, window)
     return replace(call, kernel=kernel, operands=tuple(operands))

@@ -1,10 +1,12 @@
 """Which kernel serves each node: a graph becomes a list of kernel calls.
 
-Three rounds, each node served once:
+Rounds, each node served once:
 
-1. Products with a known weight take what follows them into their epilogue: bias, activation, gate, residual.
-2. Operations with a generator of their own (attention, recurrences, norms, windows) get it.
-3. What is left, elementwise and shape operations and reductions, is fused into chains.
+1. Pairs of products that are multiplied, norms and state spaces that are gated take their gate with its activation.
+2. Products with a known weight take what follows them into their epilogue: bias, activation, residual.
+3. Operations with a generator of their own (attention, recurrences, norms, windows) get it.
+4. What is left, elementwise and shape operations and reductions, is fused into chains.
+5. Products of one input are computed together where every reader can read a window of the result.
 
 A value that depends on parameters and constants alone is *static*: it is computed when the model is compiled.
 """
@@ -19,11 +21,15 @@ from codegen.kernels.fused import FusedKernel
 from codegen.selection.chains import fuse_chains
 from codegen.selection.generators import GENERATORS
 from codegen.selection.merging import merge_products
+from codegen.selection.norms import take_gated_norm
 from codegen.selection.products import is_weight_product, take_gated_product, take_product
 from codegen.selection.state import KernelCall, Selection, Static
+from codegen.selection.state_space import selective_scan
 from ir.graph import Graph, Node, Value
 from ir.ops import contraction as ct
 from ir.ops import elementwise as ew
+from ir.ops import normalization as nm
+from ir.ops import recurrence as rc
 from ir.ops import shape as sh
 from ir.ops.structure import Constant, Input, Parameter
 
@@ -42,6 +48,11 @@ def select(graph: Graph) -> list[KernelCall]:
     for node in live:
         if isinstance(node.op, ew.Mul) and state.is_free(node):
             take_gated_product(state, node)
+    for node in live:
+        if isinstance(node.op, nm.LayerNorm | nm.RmsNorm) and state.is_free(node):
+            take_gated_norm(state, node)
+        elif isinstance(node.op, rc.OuterScan) and node.op.decay == "state":
+            selective_scan(state, node)
     for node in live:
         if isinstance(node.op, ct.Matmul) and state.is_free(node) and is_weight_product(state, node):
             take_product(state, node)

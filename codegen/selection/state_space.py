@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from codegen.kernels.selective_scan import SelectiveScanKernel
+from codegen.selection.patterns import after_reshapes, find_gate, through_reshapes
 from codegen.selection.state import Operand, Selection
 from ir.graph import Node, Value
 from ir.ops import elementwise as ew
@@ -37,9 +38,9 @@ def selective_scan(state: Selection, node: Node) -> None:
         factor, last, absorbed = skip
         extra.append(factor)
         nodes += absorbed
-    gate = _gate(state, last)
+    gate = find_gate(state, last)
     if gate is not None:
-        z, last, absorbed = gate
+        z, _, last, absorbed = gate
         extra.append(z)
         nodes += absorbed
     wants_state = bool(state.graph.users(node.results[1])) or node.results[1] in state.outputs
@@ -53,7 +54,7 @@ def selective_scan(state: Selection, node: Node) -> None:
         decaying=_is_decaying(state, gates=dt, rate=rate),
         scaled_input=scaled is not None,
         skip=skip is not None,
-        gate="identity" if gate is not None else None,
+        gate=gate[1] if gate else None,
         initial_state=op.has_state,
         final_state=wants_state,
     )
@@ -63,7 +64,7 @@ def selective_scan(state: Selection, node: Node) -> None:
 
 def _scaled_input(state: Selection, v: Value, dt: Value) -> tuple[Value, list[int]] | None:
     """The input that is multiplied by dt for this scan alone, and the nodes that do so."""
-    product, absorbed = _through_reshapes(state, v)
+    product, absorbed = through_reshapes(state, v)
     if not isinstance(product.op, ew.Mul) or not state.is_free(product) or state.only_user(product.results[0]) is None:
         return None
     step = _memory(state, dt)
@@ -76,7 +77,7 @@ def _scaled_input(state: Selection, v: Value, dt: Value) -> tuple[Value, list[in
 
 def _skip(state: Selection, value: Value, v: Value) -> tuple[Value, Value, list[int]] | None:
     """The static factor of the input that is added to a scan's output, the sum, and the nodes in between."""
-    value, absorbed = _after_reshapes(state, value)
+    value, absorbed = after_reshapes(state, value)
     add = state.only_user(value)
     if add is None or not isinstance(add.op, ew.Add) or add.operands[0] == add.operands[1]:
         return None
@@ -91,53 +92,6 @@ def _skip(state: Selection, value: Value, v: Value) -> tuple[Value, Value, list[
         if one_each and _memory(state, x) == _memory(state, v) and state.graph.type_of(other) == add.types[0]:
             return factor, add.results[0], [*absorbed, product.id, add.id]
     return None
-
-
-def _gate(state: Selection, value: Value) -> tuple[Value, Value, list[int]] | None:
-    """The run-time factor of a scan's output, the product, and the nodes in between."""
-    value, absorbed = _after_reshapes(state, value)
-    user = state.only_user(value)
-    if user is None or not isinstance(user.op, ew.Mul) or user.operands[0] == user.operands[1]:
-        return None
-    other = user.operands[1] if user.operands[0] == value else user.operands[0]
-    if other.node in state.static or state.graph.type_of(other) != state.graph.type_of(value):
-        return None
-    if any(number in absorbed or state.graph.node(number).results[0] == value for number in _below(state, other)):
-        return None  # the gate itself needs the scan
-    return other, user.results[0], [*absorbed, user.id]
-
-
-def _below(state: Selection, value: Value) -> set[int]:
-    """Numbers of all nodes that a value depends on."""
-    found: set[int] = set()
-    pending = [value.node]
-    while pending:
-        number = pending.pop()
-        if number not in found:
-            found.add(number)
-            pending += [operand.node for operand in state.graph.node(number).operands]
-    return found
-
-
-def _through_reshapes(state: Selection, value: Value) -> tuple[Node, list[int]]:
-    """The node below a value's reshapes, and those reshapes where nothing else reads them."""
-    absorbed: list[int] = []
-    node = state.producer(value)
-    while isinstance(node.op, sh.Reshape) and state.only_user(node.results[0]) is not None:
-        absorbed.append(node.id)
-        node = state.producer(node.operands[0])
-    return node, absorbed
-
-
-def _after_reshapes(state: Selection, value: Value) -> tuple[Value, list[int]]:
-    """The last of the reshapes that are all that becomes of a value, and their nodes."""
-    absorbed: list[int] = []
-    while True:
-        user = state.only_user(value)
-        if user is None or not isinstance(user.op, sh.Reshape):
-            return value, absorbed
-        absorbed.append(user.id)
-        value = user.results[0]
 
 
 def _memory(state: Selection, value: Value) -> Value:

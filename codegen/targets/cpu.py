@@ -53,7 +53,7 @@ def resolve(variant: str | None, threads: int | None) -> Target:
         name="cpu",
         kind="llvm",
         mcpu=mcpu,
-        isa=dataclasses.replace(isa, threads=count),
+        isa=dataclasses.replace(isa, threads=count, bf16_dot=isa is AVX512 and "avx512_bf16" in features),
         features=tuple(sorted(features)),
         threads=count,
     )

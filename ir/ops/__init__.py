@@ -10,6 +10,8 @@ from ir.ops import (
     recurrence,
     reduction,
     shape,
+    sorting,
+    spectral,
     structure,
 )
 
@@ -23,5 +25,7 @@ __all__ = [
     "recurrence",
     "reduction",
     "shape",
+    "sorting",
+    "spectral",
     "structure",
 ]

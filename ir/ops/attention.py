@@ -1,14 +1,23 @@
-"""Softmax attention over heads, and rotary position.
+"""Attention over heads, and rotary position.
 
 Shape letters: B batch, T queries, S keys, H query heads, G key heads (H a multiple of G), K head size, V value size.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Final, Literal, get_args
+
 import numpy as np
 
 from ir.op import Array, Op, Types, broadcast_shapes, op, require
+from ir.ops.contraction import PRECISIONS, Precision
+from ir.rounding import round_to_bfloat16
 from ir.types import TensorType
+
+Normaliser = Literal["softmax", "sigmoid", "clipped_softmax"]
+"""What makes weights of scores."""
+NORMALISERS: Final[tuple[Normaliser, ...]] = get_args(Normaliser)
 
 
 def _positions(count: int, start: int = 0) -> Array:
@@ -17,7 +26,7 @@ def _positions(count: int, start: int = 0) -> Array:
 
 @op
 class Attention(Op):
-    """softmax(scale * q k^T + bias, masked) v, heads beside tokens: no transposes around it.
+    """normaliser(scale * q k^T + bias, masked) v, heads beside tokens: no transposes around it.
 
     Operands: q `[B, T, H, K]`, k `[B, S, G, K]`, v `[B, S, G, V]`, then `offset` (int32 scalar) if `has_offset`, then
     an additive bias that broadcasts to `[B, H, T, S]` if `has_bias`. Result `[B, T, H, V]`.
@@ -26,6 +35,17 @@ class Attention(Op):
     (offset S - T). `causal` hides keys after the query; `window` w keeps only keys with |distance| < w.
     `alibi` holds one slope a head: the score falls by slope * |distance| (Press et al. 2022). A query that sees no key
     gives zeros.
+
+    With x the scores of the keys that a query sees, its weights are
+
+    - `softmax`: exp(x) / sum(exp(x))
+    - `sigmoid`: 1 / (1 + exp(-x - shift)); shift is -log(S) if None (Ramapuram et al. 2024, "Theory, Analysis, and
+      Best Practices for Sigmoid Self-Attention")
+    - `clipped_softmax`: clip((high - low) softmax(x) + low, 0, 1) with (low, high) = `stretch`, low <= 0 and high >= 1
+      (Bondarenko et al. 2023, "Quantizable Transformers")
+
+    With `precision="bfloat16"` queries and keys are rounded to bfloat16 before their product, weights and values before
+    theirs; everything else keeps the operands' dtype.
     """
 
     scale: float
@@ -34,6 +54,12 @@ class Attention(Op):
     alibi: tuple[float, ...] | None = None
     has_offset: bool = False
     has_bias: bool = False
+    precision: Precision = "float32"
+    normaliser: Normaliser = "softmax"
+    shift: float | None = None
+    stretch: tuple[float, float] = (0.0, 1.0)
+
+    later = frozenset({"precision", "normaliser", "shift", "stretch"})
 
     def infer(self, q: TensorType, k: TensorType, v: TensorType, *rest: TensorType) -> TensorType:
         require(q.rank == k.rank == v.rank == 4, "attention needs [B, T, H, K] operands", found=f"{q}, {k}, {v}")
@@ -46,6 +72,7 @@ class Attention(Op):
         require(self.window is None or self.window > 0, "window must be positive", found=self.window)
         require(self.alibi is None or len(self.alibi) == heads, "alibi needs one slope a head", found=self.alibi)
         require(len(rest) == self.has_offset + self.has_bias, "wrong number of operands", found=3 + len(rest))
+        self._require_options()
         if self.has_offset:
             require(rest[0] == TensorType((), "int32"), "offset must be an int32 scalar", found=rest[0])
         if self.has_bias:
@@ -54,7 +81,25 @@ class Attention(Op):
             require(fits, "bias does not broadcast", found=rest[-1])
         return q.with_shape((batch, queries, heads, v.shape[3]))
 
+    def _require_options(self) -> None:
+        known = self.precision in PRECISIONS
+        require(known, "unknown precision", expected=" or ".join(PRECISIONS), found=self.precision)
+        known = self.normaliser in NORMALISERS
+        require(known, "unknown normaliser", expected=", ".join(NORMALISERS), found=self.normaliser)
+        shifts = self.shift is None or self.normaliser == "sigmoid"
+        require(shifts, "only sigmoid attention has a shift", found=f"{self.normaliser} with {self.shift}")
+        stretches = self.stretch == (0.0, 1.0) or self.normaliser == "clipped_softmax"
+        require(stretches, "only the clipped softmax is stretched", found=f"{self.normaliser} with {self.stretch}")
+        low, high = self.stretch
+        require(low <= 0 and high >= 1, "stretch must reach from 0 or below to 1 or above", found=self.stretch)
+
+    def shift_of(self, keys: int) -> float:
+        """Return what the sigmoid adds to the scores."""
+        return -math.log(keys) if self.shift is None else self.shift
+
     def evaluate(self, q: Array, k: Array, v: Array, *rest: Array) -> Array:
+        if self.precision == "bfloat16":
+            q, k, v = round_to_bfloat16(q), round_to_bfloat16(k), round_to_bfloat16(v)
         group = q.shape[2] // k.shape[2]
         k_BSHK, v_BSHV = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
         scores_BHTS = np.einsum("bthk,bshk->bhts", q, k_BSHK) * self.scale
@@ -64,13 +109,26 @@ class Attention(Op):
             scores_BHTS = scores_BHTS - np.asarray(self.alibi)[:, None, None] * np.abs(distance_TS)
         if self.has_bias:
             scores_BHTS = scores_BHTS + rest[-1]
-        visible_TS = self.visible(distance_TS)
-        peak = np.max(np.where(visible_TS, scores_BHTS, -np.inf), axis=-1, keepdims=True)
-        peak = np.where(np.isfinite(peak), peak, 0.0)
-        weights = np.where(visible_TS, np.exp(np.where(visible_TS, scores_BHTS - peak, 0.0)), 0.0)
+        weights_BHTS = self.weigh(scores_BHTS, self.visible(distance_TS))
+        if self.precision == "bfloat16":
+            weights_BHTS = round_to_bfloat16(weights_BHTS)
+        return np.einsum("bhts,bshv->bthv", weights_BHTS, v_BSHV)
+
+    def weigh(self, scores: Array, visible: Array) -> Array:
+        """Return the weights of scores along the last axis, zeros where keys are hidden."""
+        scores = np.where(visible, scores, -np.inf)
+        if self.normaliser == "sigmoid":
+            shifted = scores + self.shift_of(scores.shape[-1])
+            small = np.exp(-np.abs(shifted))
+            return np.where(shifted >= 0, 1.0, small) / (1.0 + small)
+        peak = np.max(scores, axis=-1, keepdims=True)
+        weights = np.exp(scores - np.where(np.isfinite(peak), peak, 0.0))
         total = np.sum(weights, axis=-1, keepdims=True)
         weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-        return np.einsum("bhts,bshv->bthv", weights, v_BSHV)
+        if self.normaliser == "softmax":
+            return weights
+        low, high = self.stretch
+        return np.where(visible, np.clip((high - low) * weights + low, 0.0, 1.0), 0.0)
 
     def visible(self, distance: Array) -> Array:
         """Which pairs may attend, from query position minus key position."""

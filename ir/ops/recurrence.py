@@ -46,18 +46,25 @@ class OuterScan(Op):
         head: g `[B, T, H]`, a_t = exp(g_t) (retention, Mamba-2).
         key: g `[B, T, H, K]`, a_t[k, :] = exp(g_t[k]) (gated linear attention).
         state: g `[B, T, H, V]` and rate `[H, K, V]`, a_t[k, v] = exp(g_t[v] * rate[k, v]) (selective scan of Mamba).
-    Then the initial state `[B, H, K, V]` if `has_state`. Results: o `[B, T, H, V]` and the last state `[B, H, K, V]`.
+    Then beta `[B, T, H]` if `delta`, then the initial state `[B, H, K, V]` if `has_state`. Results: o `[B, T, H, V]`
+    and the last state `[B, H, K, V]`.
+
+    With `delta` each step writes what the decayed state lacks instead of v_t (the delta rule):
+    S_t = a_t * S_{t-1} + beta_t k_t (v_t - (a_t * S_{t-1})^T k_t)^T. Any decay but `state`.
+    Source: Yang et al. 2024, arXiv 2406.06484; with a decay, arXiv 2412.06464.
 
     `form` and `chunk` choose how a backend computes it; the result is the same.
     """
 
     hints = frozenset({"form", "chunk"})
+    later = frozenset({"delta"})
 
     decay: Decay = "none"
     scale: float = 1.0
     has_state: bool = False
     form: Form = "auto"
     chunk: int = 64
+    delta: bool = False
 
     def infer(self, q: TensorType, k: TensorType, v: TensorType, *rest: TensorType) -> Types:
         require(q.rank == 4 and q == k and v.rank == 4, "outer_scan needs [B, T, H, K]", found=f"{q}, {k}, {v}")
@@ -67,6 +74,7 @@ class OuterScan(Op):
         require(self.decay in DECAYS, "unknown decay", expected=", ".join(DECAYS), found=self.decay)
         require(self.form in FORMS, "unknown form", expected=", ".join(FORMS), found=self.form)
         require(self.chunk > 0, "chunk must be positive", found=self.chunk)
+        require(not (self.delta and self.decay == "state"), "the delta rule has no state decay", found=self.decay)
         same = q.is_float and {v.dtype, *(t.dtype for t in rest)} == {q.dtype}
         require(same, "outer_scan needs equal float dtypes", found=", ".join(map(str, (q, v, *rest))))
         shapes: dict[Decay, list[tuple[int, ...]]] = {
@@ -75,7 +83,7 @@ class OuterScan(Op):
             "key": [q.shape],
             "state": [v.shape, (heads, keys, values)],
         }
-        expected = shapes[self.decay] + [(batch, heads, keys, values)] * self.has_state
+        expected = shapes[self.decay] + [q.shape[:3]] * self.delta + [(batch, heads, keys, values)] * self.has_state
         found = [t.shape for t in rest]
         require(found == expected, "decay or state operands do not fit", expected=str(expected), found=found)
         return v, v.with_shape((batch, heads, keys, values))
@@ -85,8 +93,12 @@ class OuterScan(Op):
         state = rest[-1].astype(v.dtype) if self.has_state else np.zeros((batch, heads, keys, v.shape[3]), v.dtype)
         outputs = np.empty_like(v)
         for t in range(steps):
-            update = k[:, t, :, :, None] * v[:, t, :, None, :]
-            state = self._decay_at(t, rest) * state + update
+            state = self._decay_at(t, rest) * state
+            written = v[:, t]
+            if self.delta:
+                beta = rest[-2 if self.has_state else -1][:, t, :, None]
+                written = beta * (written - np.einsum("bhk,bhkv->bhv", k[:, t], state))
+            state = state + k[:, t, :, :, None] * written[:, :, None, :]
             outputs[:, t] = self.scale * np.einsum("bhk,bhkv->bhv", q[:, t], state)
         return outputs, state
 
@@ -105,4 +117,4 @@ class OuterScan(Op):
     def flops(self, operands: Types, results: Types) -> int:
         batch, steps, heads, keys = operands[0].shape
         cells = batch * steps * heads * keys * operands[2].shape[3]
-        return cells * {"none": 4, "head": 5, "key": 5, "state": 7}[self.decay]
+        return cells * ({"none": 4, "head": 5, "key": 5, "state": 7}[self.decay] + 2 * self.delta)

@@ -160,7 +160,8 @@ def simplify_cast(r: Rewriter, node: Node) -> Replacement:
 
 def absorb_transpose(r: Rewriter, node: Node) -> Replacement:
     """`matmul x, (transpose y)` -> `matmul x, y {transpose_b=true}` where only the last two axes are exchanged."""
-    flags = dataclasses.astuple(node.op)
+    assert isinstance(node.op, Matmul)
+    flags = (node.op.transpose_a, node.op.transpose_b)
     for index, operand in enumerate(node.operands):
         inner = r.producer(operand)
         rank = r.type_of(operand).rank
@@ -168,7 +169,7 @@ def absorb_transpose(r: Rewriter, node: Node) -> Replacement:
         if isinstance(inner.op, Transpose) and inner.op.permutation == exchange:
             toggled = [flag != (position == index) for position, flag in enumerate(flags)]
             operands = (*node.operands[:index], inner.operands[0], *node.operands[index + 1 :])
-            return r.emit(Matmul(*toggled), *operands)
+            return r.emit(Matmul(*toggled, precision=node.op.precision), *operands)
     return None
 
 

@@ -7,10 +7,11 @@ from typing import Final
 
 from ir.graph import Node, Value
 from ir.op import Op, normal_axis
-from ir.ops.indexing import DynamicUpdate
+from ir.ops.indexing import DynamicUpdate, Gather, ScatterAdd
 from ir.ops.normalization import Softmax
 from ir.ops.reduction import Cumsum, Max, Mean, Reduction, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
+from ir.ops.spectral import Fft, Irfft, Rfft
 from ir.rewrite import Replacement, Rewriter, Rule
 
 
@@ -22,13 +23,17 @@ def drop_identity(r: Rewriter, node: Node) -> Replacement:
     return operand if r.type_of(operand) == node.types[0] else None
 
 
+ALONG_AXIS: Final = (Softmax, Cumsum, Slice, Concat, DynamicUpdate, Gather, ScatterAdd, Fft, Rfft, Irfft)
+"""Operations with an attribute `axis`."""
+
+
 def count_axis_from_front(r: Rewriter, node: Node) -> Replacement:
     """`softmax x {axis=-1}` -> `softmax x {axis=2}`."""
     op = node.op
-    if not isinstance(op, Softmax | Cumsum | Slice | Concat | DynamicUpdate) or op.axis >= 0:
+    if not isinstance(op, ALONG_AXIS) or op.axis >= 0:
         return None
     axis = normal_axis(op.axis, r.type_of(node.operands[0]).rank)
-    return r.emit(dataclasses.replace(op, axis=axis), *node.operands)
+    return r.emit_all(dataclasses.replace(op, axis=axis), *node.operands)
 
 
 def state_sizes(r: Rewriter, node: Node) -> Replacement:
@@ -155,7 +160,7 @@ def drop_whole_update(r: Rewriter, node: Node) -> Replacement:
 
 SHAPE_RULES: Final[tuple[tuple[tuple[type[Op], ...], Rule], ...]] = (
     ((Reshape, Transpose, Broadcast, Pad), drop_identity),
-    ((Softmax, Cumsum, Slice, Concat, DynamicUpdate), count_axis_from_front),
+    (ALONG_AXIS, count_axis_from_front),
     ((Reshape,), state_sizes),
     ((Reshape,), merge_reshapes),
     ((Transpose,), merge_transposes),

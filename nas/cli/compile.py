@@ -18,6 +18,12 @@ def compile_model(
     target: TargetName = "cpu",
     trial: TrialNumber = None,
     pick: Pick = "centroid",
+    precision: Annotated[
+        str | None, typer.Option(metavar="float32|bfloat16", help="What the operands of products are rounded to.")
+    ] = None,
+    strassen: Annotated[
+        bool, typer.Option(help="Run large products as seven half ones; off for rows of very different size.")
+    ] = True,
     opt_level: Annotated[int, typer.Option("-O", metavar="1|3", help="-O1 compiles, -O3 tunes kernels first.")] = 1,
     tuning_trials: Annotated[
         int | None, typer.Option(min=1, help="Kernel candidates that -O3 measures; implies -O3.")
@@ -48,6 +54,8 @@ def compile_model(
             target=target,
             task=found.task,
             threads=threads,
+            precision=precision,
+            strassen=strassen,
             opt_level=3 if tuning_trials else opt_level,
             tuning_trials=tuning_trials,
             tuning_dir=tuning_dir,
@@ -64,6 +72,7 @@ def compile_model(
             "hash": artifact.graph_hash,
             "verification_error": artifact.verification_error,
             "bytes": path.stat().st_size,
+            "memory": dict(artifact.memory),
             "latency": latency,
         }
         if stream.json:
@@ -105,6 +114,9 @@ def _describe(facts: dict[str, Any]) -> list[str]:
         f"{facts['artifact']}: {facts['bytes'] / 1e6:.2f} MB for {facts['target']}",
         f"  compiled and torch differ by {facts['verification_error']:.1e} of the output's scale",
     ]
+    if memory := facts["memory"]:
+        weights, activations = (memory[key] / 1e6 for key in ("weight_bytes", "activation_bytes"))
+        lines.append(f"  {weights:.2f} MB of weights, {activations:.2f} MB of activations")
     if latency := facts["latency"]:
         low, high = latency["interval_ms"]
         noisy = "; the machine was not quiet" if latency["noisy"] else ""

@@ -172,6 +172,9 @@ def _show_artifact(path: Path, out: Output) -> None:
         ("kernels", f"{len(manifest['kernels'])} calls; list them with --kernels"),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items() if version)),
     ]
+    if memory := manifest.get("memory"):
+        weights, activations = (memory[key] / 1e6 for key in ("weight_bytes", "activation_bytes"))
+        lines.append(("memory", f"{weights:.2f} MB of weights, {activations:.2f} MB of activations"))
     if manifest["verification_error"] is not None:
         lines.append(("error", f"{manifest['verification_error']:.1e} of the output's scale, against torch"))
     if latency := manifest["latency"]:

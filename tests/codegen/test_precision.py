@@ -112,6 +112,7 @@ def test_model_in_bfloat16_equals_torch(target: str, threads: int, tmp_path: Pat
     artifact = compile_graph(
         graph, params, targets.get(target, threads=threads), precision="bfloat16", tuning_root=tmp_path
     )
+    assert artifact.verification_error is not None
     assert artifact.verification_error <= TOLERANCES["bfloat16"]
     assert '"precision":"bfloat16"' in artifact.graph_json.replace(" ", "")
     artifact.save(tmp_path / "model.nas")
@@ -137,6 +138,7 @@ def test_gated_product_keeps_its_precision(tmp_path: Path):
     assert [kernel.count("_dtype=bfloat16") for kernel in (norm, up, down)] == [1, 2, 1]
     target = targets.get("cpu", threads=1)
     artifact = compile_graph(graph, initialize(graph, 0), target, precision="bfloat16", tuning_root=tmp_path)
+    assert artifact.verification_error is not None
     assert artifact.verification_error <= TOLERANCES["bfloat16"]
 
 

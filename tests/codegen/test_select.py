@@ -152,8 +152,8 @@ def test_norm_takes_the_addition_before_it() -> None:
     assert selected(block) == [
         "fused(exp)",
         "norm(rows=6,width=8,kind=layer_norm,epsilon=1e-05,residual,scale)",
-        "norm(rows=6,width=8,kind=rms_norm,epsilon=1e-05)",
-        "fused(mul-add)",
+        "norm(rows=6,width=8,kind=rms_norm,epsilon=1e-05,gate=identity)",
+        "fused(add)",
     ]
 
 
@@ -294,6 +294,17 @@ def test_last_state_is_made_only_where_it_is_read() -> None:
     assert "final_state" not in selected(lambda b, x: scan(b, x)[0])[0]
     assert "final_state" in selected(lambda b, x: scan(b, x))[0]
     assert "final_state" in selected(lambda b, x: scan(b, x)[1])[0]
+
+
+def test_delta_rule_has_its_own_scan() -> None:
+    """Betas make the recurrence the delta rule; its last state is written only where it is read."""
+
+    def scan(b: Builder, x: Tensor) -> tuple[Tensor, Tensor]:
+        q = b.split_heads(x, 2)
+        return b.outer_scan(q, q, q, b.input("g", (2, 3, 2)), decay="head", beta=b.input("beta", (2, 3, 2)))
+
+    assert selected(lambda b, x: scan(b, x)[0]) == ["delta_scan(batch=2,t=3,heads=2,dk=4,dv=4,decay=head)"]
+    assert selected(scan) == ["delta_scan(batch=2,t=3,heads=2,dk=4,dv=4,decay=head,final_state)"]
 
 
 def test_output_that_no_kernel_makes_is_copied() -> None:

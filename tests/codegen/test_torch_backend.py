@@ -131,6 +131,21 @@ SMOOTH: dict[str, Graph] = {
     "take_rows": graph_of(lambda b, x, i: b.take(x, i), (3, 5), (2, 4), dtypes="fi"),
     "take_vectors": graph_of(lambda b, x, i: b.take(x, i), (3,), (2, 4), dtypes="fi"),
     "take_matrices": graph_of(lambda b, x, i: b.take(x, i), (3, 5, 2), (), dtypes="fi"),
+    "fft": graph_of(lambda b, x, y: b.concat(0, *b.fft(x, y, 1)), (2, 5, 3), (2, 5, 3)),
+    "ifft": graph_of(lambda b, x, y: b.concat(0, *b.fft(x, y, -1, inverse=True)), (2, 6), (2, 6)),
+    "rfft": graph_of(lambda b, x: b.concat(0, *b.rfft(x, -2)), (2, 5, 3)),
+    "rfft_even": graph_of(lambda b, x: b.concat(0, *b.rfft(x, 1)), (2, 6)),
+    "irfft": graph_of(lambda b, x, y: b.irfft(x, y, 1, 5), (2, 3, 3), (2, 3, 3)),
+    "irfft_even": graph_of(lambda b, x, y: b.irfft(x, y, -1, 6), (2, 4), (2, 4)),
+    "long_conv": graph_of(lambda b, x, h: b.long_conv(x, h), (2, 7, 3), (4, 3)),
+    "gather": graph_of(lambda b, x, i: b.gather(x, i, 1), (2, 4, 3), (2, 5, 3), dtypes="fi"),
+    "gather_rows": graph_of(lambda b, x, i: b.gather(x, i, -2), (2, 4, 3), (2, 5, 1), dtypes="fi"),
+    "scatter_add": graph_of(lambda b, x, i, u: b.scatter_add(x, i, u, 0), (4, 3), (5, 3), (5, 3), dtypes="fif"),
+    "scatter_add_rows": graph_of(
+        lambda b, x, i, u: b.scatter_add(x, i, u, -2), (2, 4, 3), (1, 5, 1), (2, 5, 3), dtypes="fif"
+    ),
+    "top_k": graph_of(lambda b, x: b.top_k(x, 3)[0], (2, 7)),
+    "sort": graph_of(lambda b, x: b.sort(x)[0], (2, 7)),
     "dynamic_update": graph_of(
         lambda b, x, y, i: b.dynamic_update(x, y, i, -2), (2, 7, 3), (2, 4, 3), (), dtypes="ffi"
     ),
@@ -184,6 +199,8 @@ DISCRETE = {
     "cast_to_bool": graph_of(lambda b, x: b.cast(x, "bool"), (3, 5), dtypes="i"),
     "cast_from_bool": graph_of(lambda b, x: b.cast(x, "float32"), (3, 5), dtypes="b"),
     "where_input": graph_of(lambda b, c, x: b.where(c, x, -1.0), (3, 1), (3, 5), dtypes="bf"),
+    "top_k_positions": graph_of(lambda b, x: b.top_k(b.cast(x, "float32"), 4)[1], (3, 9), dtypes="i"),
+    "sort_positions": graph_of(lambda b, x: b.sort(b.cast(x, "float32"))[1], (3, 9), dtypes="i"),
     "constant": graph_of(lambda b, x: x * b.constant(np.arange(15).reshape(3, 5) / 7), (3, 5)),
     "int_constant": graph_of(lambda b, x: x + b.constant(np.arange(5)), (3, 5), dtypes="i"),
 }

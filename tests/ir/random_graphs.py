@@ -46,11 +46,13 @@ from ir.ops.elementwise import (
     Tanh,
     Where,
 )
-from ir.ops.indexing import DynamicUpdate, Take
+from ir.ops.indexing import DynamicUpdate, Gather, ScatterAdd, Take
 from ir.ops.normalization import LayerNorm, RmsNorm, Softmax
 from ir.ops.recurrence import DECAYS, LinearScan, OuterScan
 from ir.ops.reduction import Cumsum, Max, Mean, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
+from ir.ops.sorting import TopK
+from ir.ops.spectral import Fft, Irfft, LongConv, Rfft
 from ir.ops.structure import Constant
 from ir.types import Axis
 
@@ -172,6 +174,57 @@ def _dynamic_update(p: Pool_) -> Tensor:
     return p.b.dynamic_update(x, p.like(*shape), position, axis)
 
 
+def _indices(p: Pool_, shape: Sequence[int], axis: int, bound: int) -> Tensor:
+    """Constant indices below a bound that fit a shape, sometimes one for all positions beside the axis."""
+    shared = p.flag()
+    sizes = [1 if shared and other != axis % len(shape) else size for other, size in enumerate(shape)]
+    count = math.prod(sizes)
+    numbers = p.draw(st.lists(st.integers(0, bound - 1), min_size=count, max_size=count))
+    return p.b.constant(np.array(numbers, np.int32).reshape(sizes))
+
+
+def _gather(p: Pool_) -> Tensor:
+    x = p.any(1)
+    axis, shape = p.axis(x), list(x.shape)
+    shape[axis] = p.integer(1, 4)
+    return p.b.gather(x, _indices(p, shape, axis, x.shape[axis]), axis)
+
+
+def _scatter_add(p: Pool_) -> Tensor:
+    x = p.any(1)
+    axis, shape = p.axis(x), list(x.shape)
+    shape[axis] = p.integer(1, 4)
+    return p.b.scatter_add(x, _indices(p, shape, axis, x.shape[axis]), p.like(*shape), axis)
+
+
+def _top_k(p: Pool_) -> tuple[Tensor, ...]:
+    x = p.any(1)
+    values, positions = p.b.top_k(x, p.integer(1, x.shape[-1]), largest=p.flag())
+    return values, p.b.cast(positions, "float32")
+
+
+def _fft(p: Pool_) -> tuple[Tensor, ...]:
+    x = p.any(1)
+    return p.b.fft(x, p.like(*x.shape), p.axis(x), inverse=p.flag())
+
+
+def _rfft(p: Pool_) -> tuple[Tensor, ...]:
+    x = p.any(1)
+    return p.b.rfft(x, p.axis(x))
+
+
+def _irfft(p: Pool_) -> Tensor:
+    x = p.any(1)
+    axis = p.axis(x)
+    size = x.shape[axis]
+    return p.b.irfft(x, p.like(*x.shape), axis, 2 * size - (1 if size == 1 or p.flag() else 2))
+
+
+def _long_conv(p: Pool_) -> Tensor:
+    x = p.like(p.integer(1, 2), p.integer(1, 4), p.integer(1, 3))
+    return p.b.long_conv(x, p.like(p.integer(1, x.shape[1]), x.shape[2]))
+
+
 def _norm(kind: type[LayerNorm] | type[RmsNorm]) -> Recipe:
     def make(p: Pool_) -> Tensor:
         x = p.any(1)
@@ -217,8 +270,9 @@ def _outer_scan(p: Pool_) -> tuple[Tensor, ...]:
     gates = [-p.positive(p.like(*shape)) for shape in shapes]
     gates = [*gates[:1], *(-gate for gate in gates[1:])]
     state = p.like(batch, heads, keys, values) if p.flag() else None
+    beta = p.positive(p.like(*q.shape[:3])) if decay != "state" and p.flag() else None
     form = p.one_of(("auto", "recurrent", "chunkwise", "parallel"))
-    return p.b.outer_scan(q, k, v, *gates, decay=decay, scale=p.one_of((1.0, 0.5)), state=state, form=form)
+    return p.b.outer_scan(q, k, v, *gates, decay=decay, scale=p.one_of((1.0, 0.5)), beta=beta, state=state, form=form)
 
 
 def _reshape(p: Pool_) -> Tensor:
@@ -327,6 +381,13 @@ RECIPES: dict[type[Op], Recipe] = {
     Cast: _cast,
     Take: _take,
     DynamicUpdate: _dynamic_update,
+    Gather: _gather,
+    ScatterAdd: _scatter_add,
+    TopK: _top_k,
+    Fft: _fft,
+    Rfft: _rfft,
+    Irfft: _irfft,
+    LongConv: _long_conv,
     Softmax: _along(Softmax),
     Cumsum: _along(Cumsum),
     LayerNorm: _norm(LayerNorm),

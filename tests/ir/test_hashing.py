@@ -16,17 +16,20 @@ from ir.ops.attention import Attention, Rope
 from ir.ops.contraction import Matmul
 from ir.ops.convolution import Conv, Pool
 from ir.ops.elementwise import Cast, Compare
-from ir.ops.indexing import DynamicUpdate
+from ir.ops.indexing import DynamicUpdate, Gather, ScatterAdd
 from ir.ops.normalization import LayerNorm, RmsNorm, Softmax
 from ir.ops.recurrence import OuterScan
 from ir.ops.reduction import Cumsum, Max, Mean, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
+from ir.ops.sorting import TopK
+from ir.ops.spectral import Fft, Irfft, Rfft
 from ir.ops.structure import Component, Constant, Input, Parameter
 from ir.types import Axis, TensorType
 from tests.ir.completeness import missing_rows
 from tests.ir.models import decoder
 
 CUBE = TensorType((3, 3, 3))
+PLACES = TensorType((3, 3, 3), "int32")
 HEADS = TensorType((1, 3, 2, 2))
 SCALAR = TensorType((), "int32")
 
@@ -37,7 +40,7 @@ ATTRIBUTES: dict[type[Op], tuple[Op, tuple[TensorType, ...], dict[str, object]]]
         {"scale": 0.25, "causal": True, "window": 2, "alibi": (0.5, 0.25)},
     ),
     Rope: (Rope(), (HEADS,), {"base": 100.0}),
-    Matmul: (Matmul(), (CUBE, CUBE), {"transpose_a": True, "transpose_b": True}),
+    Matmul: (Matmul(), (CUBE, CUBE), {"transpose_a": True, "transpose_b": True, "precision": "bfloat16"}),
     Conv: (
         Conv((1,), ((1, 1),), (1,)),
         (CUBE, CUBE),
@@ -51,6 +54,12 @@ ATTRIBUTES: dict[type[Op], tuple[Op, tuple[TensorType, ...], dict[str, object]]]
     Compare: (Compare("lt"), (CUBE, CUBE), {"kind": "le"}),
     Cast: (Cast("float16"), (CUBE,), {"dtype": "bfloat16"}),
     DynamicUpdate: (DynamicUpdate(0), (CUBE, CUBE, SCALAR), {}),
+    Gather: (Gather(0), (CUBE, PLACES), {"axis": 1}),
+    ScatterAdd: (ScatterAdd(0), (CUBE, PLACES, CUBE), {"axis": 1}),
+    TopK: (TopK(2), (CUBE,), {"k": 1, "largest": False}),
+    Fft: (Fft(0), (CUBE, CUBE), {"axis": 1, "inverse": True}),
+    Rfft: (Rfft(0), (CUBE,), {"axis": 1}),
+    Irfft: (Irfft(0, 5), (CUBE, CUBE), {"axis": 1, "length": 4}),
     Softmax: (Softmax(0), (CUBE,), {"axis": 1}),
     LayerNorm: (LayerNorm(), (CUBE,), {"epsilon": 1e-3}),
     RmsNorm: (RmsNorm(), (CUBE,), {"epsilon": 1e-3}),

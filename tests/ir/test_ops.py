@@ -43,11 +43,13 @@ from ir.ops.elementwise import (
     Tanh,
     Where,
 )
-from ir.ops.indexing import DynamicUpdate, Take
+from ir.ops.indexing import DynamicUpdate, Gather, ScatterAdd, Take
 from ir.ops.normalization import LayerNorm, RmsNorm, Softmax
 from ir.ops.recurrence import LinearScan, OuterScan
 from ir.ops.reduction import Cumsum, Max, Mean, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
+from ir.ops.sorting import TopK
+from ir.ops.spectral import Fft, Irfft, LongConv, Rfft
 from ir.ops.structure import Component, Constant, Input, Parameter
 from ir.types import Axis, TensorType
 from tests.ir.completeness import missing_rows
@@ -126,6 +128,10 @@ def check_matmul() -> None:
     close(evaluate(Matmul(), a, b), expected)
     close(evaluate(Matmul(transpose_b=True), a, b.T), expected)
     close(evaluate(Matmul(transpose_a=True), np.swapaxes(a, 1, 2), b), expected)
+    coarse = np.array([[1.0 + 2.0**-8, 1.0 + 3 * 2.0**-8, -1e30]])  # two ties: to the even neighbour
+    rounded = [[1.0], [1.0 + 2.0**-6], [-(2.0**99) * 1.578125]]
+    close(evaluate(Matmul(precision="bfloat16"), np.eye(3), coarse.T), rounded)
+    close(evaluate(Matmul(precision="bfloat16"), coarse, np.eye(3)), np.transpose(rounded))
 
 
 def check_conv() -> None:
@@ -275,6 +281,84 @@ def check_constant() -> None:
     assert np.signbit(op.evaluate()[0, 1])
 
 
+def check_gather() -> None:
+    """Every element is read where its index says, also where one index serves a whole row."""
+    x, rng = normal(3, 5, 2), np.random.default_rng(0)
+    full, shared = rng.integers(0, 5, (3, 4, 2)), rng.integers(0, 5, (1, 4, 1))
+    found, rows = evaluate(Gather(-2), x, full), evaluate(Gather(1), x, shared)
+    for i, j, k in np.ndindex(3, 4, 2):
+        assert found[i, j, k] == x[i, full[i, j, k], k]
+        assert rows[i, j, k] == x[i, shared[0, j, 0], k]
+
+
+def check_scatter_add() -> None:
+    """Updates add up where indices repeat; it is the transpose of gather."""
+    base, updates, x = normal(3, 5, 2), normal(3, 4, 2), normal(3, 5, 2)
+    indices = np.array([[[3], [0], [3], [3]]])
+    found = evaluate(ScatterAdd(1), base, indices, updates)
+    close(found[:, 3], base[:, 3] + updates[:, 0] + updates[:, 2] + updates[:, 3])
+    close(found[:, 1:3], base[:, 1:3])
+    gathered = evaluate(Gather(1), x, indices)
+    close(((found - base) * x).sum(), (updates * gathered).sum())
+
+
+def check_top_k() -> None:
+    """Python's stable sort, of numbers of which many are equal."""
+    x = np.array([[2.0, -1.0, 2.0, 0.0, -0.0, 5.0], [1.0, 1.0, 1.0, -7.0, np.inf, -np.inf]])
+    for largest, k in ((True, 4), (False, 6)):
+        values, positions = TopK(k, largest).evaluate(x)
+        for row, found, places in zip(x, values, positions, strict=True):
+            order = sorted(range(6), key=lambda i, row=row: -row[i] if largest else row[i])[:k]
+            assert places.tolist() == order
+            assert found.tolist() == [row[i] for i in order]
+
+
+def fourier(x: Any, sign: int) -> Any:
+    """The transform along axis 1 by its definition."""
+    size = x.shape[1]
+    waves = np.exp(sign * 2j * np.pi * np.outer(np.arange(size), np.arange(size)) / size)
+    return np.einsum("ft,ntk->nfk", waves, x)
+
+
+def check_fft() -> None:
+    """The sum over all waves, and back."""
+    real, imaginary = normal(2, 5, 3), normal(2, 5, 3) + 1
+    found = evaluate(Fft(-2), real, imaginary)
+    expected = fourier(real + 1j * imaginary, -1)
+    close(found[0], expected.real)
+    close(found[1], expected.imag)
+    back = evaluate(Fft(1, inverse=True), *found)
+    close(back[0], real)
+    close(back[1], imaginary)
+
+
+def check_rfft() -> None:
+    for size in (1, 2, 5, 6):
+        x = normal(2, size, 3)
+        found = evaluate(Rfft(1), x)
+        expected = fourier(x, -1)[:, : size // 2 + 1]
+        close(found[0], expected.real)
+        close(found[1], expected.imag)
+
+
+def check_irfft() -> None:
+    """Odd and even lengths; imaginary parts at the ends count as zero."""
+    for size in (1, 2, 5, 6):
+        x = normal(2, size, 3)
+        real, imaginary = evaluate(Rfft(1), x)
+        imaginary[:, 0] = 7.0
+        if size % 2 == 0:
+            imaginary[:, -1] = 7.0
+        close(evaluate(Irfft(1, size), real, imaginary), x)
+
+
+def check_long_conv() -> None:
+    x, taps = normal(2, 6, 3), normal(4, 3)
+    found = evaluate(LongConv(), x, taps)
+    for n, t, c in np.ndindex(2, 6, 3):
+        close(found[n, t, c], sum(taps[s, c] * x[n, t - s, c] for s in range(min(t, 3) + 1)))
+
+
 UNIT: dict[type[Op], Callable[[], None]] = {
     Neg: unary(Neg(), lambda x: -x),
     Exp: unary(Exp(), math.exp),
@@ -307,6 +391,13 @@ UNIT: dict[type[Op], Callable[[], None]] = {
     Pool: check_pool,
     Take: check_take,
     DynamicUpdate: check_dynamic_update,
+    Gather: check_gather,
+    ScatterAdd: check_scatter_add,
+    TopK: check_top_k,
+    Fft: check_fft,
+    Rfft: check_rfft,
+    Irfft: check_irfft,
+    LongConv: check_long_conv,
     Softmax: check_softmax,
     LayerNorm: check_layer_norm,
     RmsNorm: check_rms_norm,
@@ -369,6 +460,22 @@ REFUSED: list[tuple[Op, tuple[TensorType, ...]]] = [
     (Pool("max", (1,), (1,), ((0, 0),)), (FLAGS,)),
     (Take(), (X, X)),
     (Take(), (TensorType(()), IDS)),
+    (Gather(1), (X, X)),
+    (Gather(1), (X, TensorType((3, 2, 1), "int32"))),
+    (Gather(3), (X, TensorType((2, 2, 1), "int32"))),
+    (ScatterAdd(1), (X, TensorType((2, 2, 1), "int32"), X)),
+    (ScatterAdd(1), (X, TensorType((2, 3, 1), "int32"), TensorType((2, 3, 5)))),
+    (ScatterAdd(0), (FLAGS, TensorType((2, 3, 4), "int32"), FLAGS)),
+    (TopK(5), (X,)),
+    (TopK(0), (X,)),
+    (TopK(1), (IDS,)),
+    (Fft(1), (X, TensorType((2, 3, 5)))),
+    (Fft(3), (X, X)),
+    (Rfft(1), (IDS,)),
+    (Irfft(1, 6), (X, X)),
+    (Irfft(2, 6), (X, TensorType((2, 3, 3)))),
+    (LongConv(), (X, TensorType((4, 4)))),
+    (LongConv(), (X, TensorType((2, 3)))),
     (DynamicUpdate(1), (X, TensorType((2, 4, 4)), TensorType((), "int32"))),
     (DynamicUpdate(1), (X, TensorType((2, 1, 4)), TensorType((1,), "int32"))),
     (DynamicUpdate(1), (X, TensorType((2, 1, 4), "float16"), TensorType((), "int32"))),

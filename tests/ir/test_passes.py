@@ -25,7 +25,9 @@ from ir.passes.dce import Dce
 from ir.passes.expand_components import ExpandComponents
 from ir.passes.fold_constants import FoldConstants
 from ir.passes.lower_convolutions import LowerConvolutions
+from ir.passes.lower_precision import LowerPrecision, precision_of
 from ir.rewrite import Replacement, Rewriter, rebuild, rewrite
+from ir.serialize import graph_from_json, graph_to_json
 from ir.text import parse_graph, print_graph
 from ir.types import Axis, TensorType
 
@@ -440,3 +442,44 @@ def test_lower_convolutions_leaves_other_windows():
         weight = b.parameter("w", ((Axis("a", 3),), (Axis("c", 4 // groups),), (Axis("o", 4),)))
         graph = b.build(y=b.conv(b.input("x", (1, 9, 4)), weight, strides=strides, padding=padding, groups=groups))
         assert print_graph(LowerConvolutions()(graph)) == print_graph(graph)
+
+
+PRODUCTS = """
+  %6 = parameter "w" (rows=2) (columns=3) init="fan_in"
+  %7 = neg %6 : float32[2, 3]
+  %8 = matmul %0, %7 {transpose_b=true} : float32[2, 2]
+  %9 = matmul %0, %1 {transpose_b=true} : float32[2, 2]
+  %10 = add %8, %9 : float32[2, 2]
+  return r=%10
+"""
+
+
+def test_lower_precision_rounds_products_with_weights():
+    """A product with what parameters alone decide changes, one of two run-time values does not; back again, too."""
+    graph = graph_of(PRODUCTS)
+    lowered = LowerPrecision("bfloat16")(graph)
+    before = "%8 = matmul %0, %7 {transpose_b=true}"
+    after = '%8 = matmul %0, %7 {transpose_b=true, precision="bfloat16"}'
+    assert body_of(lowered) == body_of(graph).replace(before, after)
+    assert (precision_of(graph), precision_of(lowered)) == ("float32", "bfloat16")
+    assert LowerPrecision("float32")(lowered).nodes == graph.nodes
+
+
+def test_lowered_precision_survives_text_json_and_simplification():
+    """The attribute is printed, parsed and stored, and moving a transposition into the product keeps it."""
+    lowered = LowerPrecision("bfloat16")(graph_of(PRODUCTS))
+    assert parse_graph(print_graph(lowered)).nodes == lowered.nodes
+    assert graph_from_json(graph_to_json(lowered)).nodes == lowered.nodes
+    turned = graph_of(
+        "%6 = transpose %1 {permutation=[1, 0]} : float32[3, 2] "
+        '%7 = matmul %0, %6 {precision="bfloat16"} : float32[2, 2] return r=%7'
+    )
+    assert body_of(Canonicalize()(turned)) == (
+        '%6 = matmul %0, %1 {transpose_b=true, precision="bfloat16"} : float32[2, 2]\nreturn r=%6'
+    )
+
+
+def test_lower_precision_knows_its_precisions():
+    """A misspelt precision is refused before any graph is seen."""
+    with pytest.raises(GraphError, match="float32 or bfloat16"):
+        LowerPrecision("bf16")

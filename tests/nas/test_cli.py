@@ -327,6 +327,18 @@ def test_compile_verify_show_and_bench_one_model(tmp_path):
     assert "damaged" in refused.stderr
 
 
+def test_compile_takes_a_precision(tmp_path):
+    """Products of the artifact are in bfloat16, and a precision that does not exist is refused."""
+    path = tmp_path / "model.nas"
+    common = ("compile", "tiny_vision", "--pick", "smallest", "--threads", 1, "--no-measure", "-o", path)
+    assert nas_json(*common, "--precision", "bfloat16")["verification_error"] <= 2e-2
+    kernels = [record["kernel"] for record in nas_json("show", path, "--kernels")["kernels"]]
+    assert all("precision=bfloat16" in kernel for kernel in kernels if kernel.startswith("gemm"))
+    refused = nas(*common, "--precision", "bf16")
+    assert refused.exit_code != 0
+    assert "float32 or bfloat16" in refused.stderr
+
+
 def test_search_ships_verified_artifacts_of_its_front(tmp_path):
     """Each point of the front has a file with trained weights that passes its self-test."""
     arguments = ("--steps", 1, "--trials", 1, "--threads", 1, "--quiet", "--out", tmp_path)

@@ -27,14 +27,13 @@ def _apply(
     isa = target.isa
     words, lanes = Bfloat16(isa), int(isa.lanes * ratio)
     size = int(COUNT * ratio)
-    with IRBuilder() as builder:
-        with T.prim_func(private=True):
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, _tvm.KERNEL_ATTRIBUTE: True})
-            operands = [T.arg(f"x{i}", T.buffer((COUNT,), x.dtype.name, layout=None)) for i, x in enumerate(inputs)]
-            y = T.arg("y", T.buffer((size,), result, layout=None))
-            with words.instructions(), serial(0, COUNT // isa.lanes) as step:
-                vectors = [load_vector(x, isa.lanes, step * isa.lanes) for x in operands]
-                store_vector(y, write(words, vectors), lanes, step * lanes)
+    with IRBuilder() as builder, T.prim_func(private=True):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, _tvm.KERNEL_ATTRIBUTE: True})
+        operands = [T.arg(f"x{i}", T.buffer((COUNT,), x.dtype.name, layout=None)) for i, x in enumerate(inputs)]
+        y = T.arg("y", T.buffer((size,), result, layout=None))
+        with words.instructions(), serial(0, COUNT // isa.lanes) as step:
+            vectors = [load_vector(x, isa.lanes, step * isa.lanes) for x in operands]
+            store_vector(y, write(words, vectors), lanes, step * lanes)
     library = _tvm.compile_functions({"main": builder.get()}, _tvm.Target(target.to_tvm()))
     tensors = [_tvm.device_array(array) for array in (*inputs, np.zeros(size, result))]
     library["main"](*tensors)

@@ -48,8 +48,8 @@ def test_delta_scan_equals_reference(isa: str) -> None:
 
 def test_every_knob_computes_the_same() -> None:
     """Blocks of one to four steps and parts of every width give one result."""
-    names = ("decay_of_keys", "states", "last_state_of_an_odd_length")
-    check_all({name: KERNELS[name] for name in names}, "avx2", inputs=INPUTS, every_knob=True)
+    kernel = DeltaScanKernel(1, 11, 1, 5, 20, decay="key", initial_state=True, final_state=True)
+    check_all({"all": kernel}, "avx2", inputs={"all": delta_inputs(kernel)}, every_knob=True)
 
 
 def test_state_carries_over() -> None:

@@ -67,6 +67,7 @@ MOVES = {
     "broadcast_scalar": chain(lambda b, x: b.broadcast(x, 3, 37), ()),
     "take": chain(lambda b, x, i: b.take(x, i), (7, 33), (2, 5), dtypes="fi"),
     "take_plus_position": chain(lambda b, x, i, p: b.take(x, i) + p, (7, 33), (2, 5), (5, 33), dtypes="fif"),
+    "gather_rows": chain(lambda b, x, i: b.gather(x, i, 0), (2, 33), (5, 33), dtypes="fi"),
     "take_one_column": chain(lambda b, x, i: b.take(x, i), (7, 1), (21,), dtypes="fi"),
     "update": chain(lambda b, x, u, i: b.dynamic_update(x, u, i, 1), (2, 7, 33), (2, 2, 33), (), dtypes="ffi"),
     "update_columns": chain(lambda b, x, u, i: b.dynamic_update(x, u, i, -1), (2, 7, 33), (2, 7, 20), (), dtypes="ffi"),

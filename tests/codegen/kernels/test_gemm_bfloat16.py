@@ -111,7 +111,7 @@ def test_every_knob_computes_the_same(kernel: GemmKernel) -> None:
     isa = checking.target_of("avx2").isa
     space = kernel.knob_space(isa)
     assert space[0] == kernel.knobs(isa)
-    assert len(space) > 2
+    assert len(space) > 1
     assert not any(knobs["strassen"] for knobs in space)
     for knobs in space[:6]:
         checking.check(kernel, "avx2", knobs=knobs)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from codegen.kernels.base import Isa
+from codegen.kernels.base import Isa, View
 from codegen.kernels.norm import NormKernel
 from tests.codegen.kernels import checking
 from tests.codegen.kernels.batches import ISAS, check_all, inputs_of
@@ -22,12 +22,28 @@ KERNELS = {
     if kind != "softmax" or not (scale or residual)
     if rows != 1 or not (scale or bias)
 }
+WINDOWS = {
+    "gate": NormKernel(3, 37, "rms_norm", 1e-5, scale=True, gate="silu"),
+    "plain-gate": NormKernel(130, 16, "layer_norm", 1e-5, scale=True, bias=True, gate="identity"),
+    "gate-window": NormKernel(6, 5, "rms_norm", 1e-5, gate="sigmoid", heads=3, gate_view=View(40, 21)),
+    "both-windows": NormKernel(
+        260, 20, "layer_norm", 1e-5, gate="silu", heads=2, x_view=View(99, 3), gate_view=View(43, 1)
+    ),
+    "rows": NormKernel(7, 33, "rms_norm", 1e-5, x_view=View(50, 17)),
+    "softmax": NormKernel(8, 18, "softmax", heads=4, x_view=View(80, 8)),
+}
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_norm_equals_reference(isa: str) -> None:
     """Rows shorter than a vector, whole vectors and rests; the sum with the residual is written too."""
     check_all(KERNELS, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_norm_reads_windows_and_multiplies_by_its_gate(isa: str) -> None:
+    """Heads side by side in a wider buffer, at any offset; the gate's activation is applied on the way."""
+    check_all(WINDOWS, isa)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -60,7 +76,7 @@ def test_norm_survives_extreme_rows(isa: str) -> None:
     check_all({"softmax": softmax, "norm": norm}, isa, inputs={"softmax": [logits], "norm": [rows]}, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("isa", (checking.NATIVE, "avx512", "avx2"))
+@pytest.mark.parametrize("isa", [checking.NATIVE, "avx512", "avx2"])
 @pytest.mark.parametrize(
     "kernel",
     [
