@@ -59,10 +59,24 @@ def _attention(op: at.Attention, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor)
     if op.has_bias:
         bias = torch.atleast_2d(rest[-1])  # torch refuses masks of fewer axes
         mask = bias if mask is None else bias + mask
+    if op.normaliser != "softmax":
+        return torch.matmul(_weigh(op, torch.matmul(q, k.mT) * op.scale, mask), v).transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=op.scale)
     if mask is not None:
         out = out * (mask > -torch.inf).any(-1, keepdim=True)
     return out.transpose(1, 2)
+
+
+def _weigh(op: at.Attention, scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Weights that are no softmax; the mask is minus infinity where hidden."""
+    if mask is not None:
+        scores = scores + mask
+    if op.normaliser == "sigmoid":
+        return torch.sigmoid(scores + op.shift_of(scores.shape[-1]))
+    low, high = op.stretch
+    seen = scores > -torch.inf
+    weights = torch.softmax(torch.where(seen, scores, torch.finfo(scores.dtype).min), dim=-1)
+    return torch.clamp((high - low) * weights + low, 0.0, 1.0) * seen
 
 
 def _masks(op: at.Attention) -> bool:
@@ -72,7 +86,8 @@ def _masks(op: at.Attention) -> bool:
 def _plain_causal(op: at.Attention, queries: int, keys: int) -> bool:
     """Whether torch's own causal flag says it all."""
     narrow = op.window is not None and op.window < keys
-    return op.causal and queries == keys and not (narrow or op.alibi or op.has_bias or op.has_offset)
+    special = narrow or op.alibi or op.has_bias or op.has_offset or op.normaliser != "softmax"
+    return op.causal and queries == keys and not special
 
 
 def _mask(op: at.Attention, positions: Tensor, keys: int, dtype: torch.dtype) -> Tensor:

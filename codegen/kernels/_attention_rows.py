@@ -109,11 +109,10 @@ class RowWriter(Site):
         low, high = self._key_range(self.position, last)
         start, groups = bind(low // lanes), bind((high + lanes - 1) // lanes - low // lanes)
         index, count = part
+        stop = bind(start + groups * (index + 1) // count)
         if count > 1:
-            low = bind(tirx.max(low, (start + groups * index // count) * lanes))
-            high = bind(tirx.min(high, (start + groups * (index + 1) // count) * lanes))
-            start, groups = bind(start + groups * index // count), bind(groups * (index + 1) // count - groups * index // count)
-        stop = bind(start + groups)
+            start = bind(start + groups * index // count)
+            low, high = bind(tirx.max(low, start * lanes)), bind(tirx.min(high, stop * lanes))
         with serial(start, stop) as group, serial(0, rows) as row:
             turn(row)
             self._score_group(bind(group * lanes), row)
@@ -189,7 +188,7 @@ class RowWriter(Site):
                 weight = self._clip(vec.load(self.scores, row, group * lanes), factor)
                 vec.store(self.scores, weight, row, group * lanes)
 
-    def _mix(self, row: Index, low: Index, high: Index, sums: _Sums, first: Index) -> None:
+    def _mix(self, row: Index, low: Expr, high: Expr, sums: _Sums, first: Index) -> None:
         """Add the weighted values of some keys."""
         vec, kernel = self.vec, self.kernel
         live = column_vectors(kernel.value_dim, vec.lanes)
@@ -210,14 +209,16 @@ class RowWriter(Site):
             with serial(low, high) as key:
                 add(key)
 
-        choose(high - low == vec.lanes, add_all, add_some)
+        choose(high - low >= vec.lanes, add_all, add_some)
         for c, register in enumerate(registers):
             vec.store(sums.mixed, register.get(), first + row, c * vec.lanes)
 
     def _write_rows(self, rows: int, turn: Callable[[Index], None], sums: _Sums) -> None:
         with serial(0, rows) as row:
             turn(row)
-            self._write_row(self._share(sums.totals[row]), lambda column, row=row: self.vec.load(sums.mixed, row, column))
+            self._write_row(
+                self._share(sums.totals[row]), lambda column, row=row: self.vec.load(sums.mixed, row, column)
+            )
 
     def _share(self, total: Expr) -> Expr:
         """Return what a sum of weighted values is multiplied by."""
@@ -231,9 +232,6 @@ class RowWriter(Site):
             column = self.head * kernel.value_dim + c * vec.lanes
             value = values(c * vec.lanes) * vec.splat(factor)
             self._store_row(value, out_row, column, count)
-
-    def _store_row(self, values: Expr, row: Index, column: Index, live: int | None) -> None:
-        self.vec.store(self.out, values, row, column, live=live)
 
     def _combine(self, sums: _Sums, place: Index, stride: int, splits: int) -> None:
         """Write the row at hand from the sums of all runs of keys, `stride` rows apart."""

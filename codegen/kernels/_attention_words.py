@@ -6,16 +6,17 @@ for each block: keys in pairs along the head size, values in pairs of neighbouri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from codegen._tvm import Buffer, Expr, tirx
-from codegen.kernels._attention_writers import LOWEST, BlockWriter
+from codegen.kernels._attention_writers import BlockWriter
 from codegen.kernels.base import Isa, Knobs
 from codegen.kernels.bfloat16 import WORD, Bfloat16, load_vector, store_vector
 from codegen.kernels.emit import (
     Index,
     Register,
     bind,
+    branch,
     ceil_div,
     choose,
     column_vectors,
@@ -23,10 +24,16 @@ from codegen.kernels.emit import (
     scratch,
     serial,
 )
-from codegen.kernels.vector_math import LOG2_E, exp2_nonpositive, splat_int
+from codegen.kernels.vector_math import LOG2_E, splat_int
 
 if TYPE_CHECKING:
     from codegen.kernels.attention import AttentionKernel
+
+
+HALF_OF_LAST: Final = 0x8000  # added to the bits of a weight, none of which is negative, it rounds the upper half
+UPPER_HALF: Final = -0x10000
+TWO_ONES: Final = 0x3F803F80
+ROUNDED_DEGREE: Final = 3  # weights are rounded to 8 bits
 
 
 class WordBlockWriter(BlockWriter):
@@ -35,6 +42,7 @@ class WordBlockWriter(BlockWriter):
     def __init__(self, kernel: AttentionKernel, isa: Isa, knobs: Knobs, buffers: tuple[Buffer, ...]) -> None:
         super().__init__(kernel, isa, knobs, buffers)
         self.words = Bfloat16(isa)
+        self.degree = ROUNDED_DEGREE
         self.threads = isa.threads
         self.head_words = ceil_div(kernel.head_dim, WORD)
         self.padded_keys = ceil_div(kernel.kv_len, self.tile_keys) * self.tile_keys
@@ -43,7 +51,7 @@ class WordBlockWriter(BlockWriter):
     def write(self) -> None:
         """Loop over batch, heads and parts of their blocks."""
         kernel = self.kernel
-        blocks = ceil_div(kernel.q_len, self.width)
+        blocks = self.blocks
         heads = kernel.batch * kernel.heads
         even = heads % self.threads == 0 or heads >= 4 * self.threads
         parts = 1 if even else min(blocks, self.threads)
@@ -55,32 +63,20 @@ class WordBlockWriter(BlockWriter):
             self._round_values()
             with serial(0, (blocks - part + (parts - 1)) // parts if parts > 1 else blocks) as index:
                 self._block(bind(part + index * parts))
+            if self.blocked < kernel.q_len:
+                with branch(part >= parts - 1):
+                    self._write_tail()
 
     def _key_stride(self) -> int:
         """Words between two keys, in whole vectors of words."""
         words = self.vec.lanes // WORD
         return ceil_div(self.head_words, words) * words
 
-    def _block(self, block: Expr) -> None:
-        kernel, lanes = self.kernel, self.vec.lanes
-        self.first_query = bind(block * self.width)
-        self.position = self._first_position(self.first_query)
-        elements = ceil_div(kernel.head_dim, lanes) * lanes
-        length = min(self.chunk, self.padded_keys)
+    def _allocate(self) -> None:
+        super()._allocate()
+        elements = ceil_div(self.kernel.head_dim, self.vec.lanes) * self.vec.lanes
         self.query_words = scratch((elements // WORD, self.width), "int32")
-        self.scores = scratch((length, self.width))
-        self.weight_words = scratch((length // WORD, self.width), "int32")
-        self.mixed = scratch((self.padded_values, self.width))
-        self.highest = [self.vec.register(LOWEST) for _ in range(self.vectors)]
-        self.before = [self.vec.register() for _ in range(self.vectors)]
-        self.total = [self.vec.register(0.0) for _ in range(self.vectors)]
-        self._load_queries()
-        self._clear_mixed()
-        last = tirx.min(self.first_query + self.width, kernel.q_len) - 1 - self.first_query + self.position
-        low, high = self._key_range(self.position, last)
-        with serial(low // self.chunk, (high + self.chunk - 1) // self.chunk) as chunk:
-            self._chunk(bind(chunk * self.chunk), low, high)
-        self._store_outputs()
+        self.weight_words = scratch((self._chunk_keys() // WORD, self.width), "int32")
 
     # Operands as words
 
@@ -134,7 +130,7 @@ class WordBlockWriter(BlockWriter):
 
     def _score_tile(self, key: Expr, count: int, start: Expr) -> None:
         vec, kernel = self.vec, self.kernel
-        sums = [[vec.register(0.0) for _ in range(self.vectors)] for _ in range(count)]
+        sums = self._start_tile(key, count, start)
         with serial(0, self.head_words) as d:
             queries = [load_vector(self.query_words, vec.lanes, d, v * vec.lanes) for v in range(self.vectors)]
             for i, line in enumerate(sums):
@@ -152,30 +148,25 @@ class WordBlockWriter(BlockWriter):
         for register, other in zip(line, others, strict=True):
             register.set(self.words.dot(register.get(), value, other))
 
-    def _exponentiate(self, first: Expr, stop: Expr) -> None:
-        """Turn the chunk's scores into pairs of weights and bring the running sum to the new maximum."""
-        vec = self.vec
-        if not self.single_chunk:
-            for v in range(self.vectors):
-                self.before[v].set(exp2_nonpositive(self.before[v].get() - self.highest[v].get()))
-                self.total[v].set(self.total[v].get() * self.before[v].get())
-
-        def weigh(key: Index, v: int) -> Expr:
-            weight = bind(exp2_nonpositive(vec.load(self.scores, key, v * vec.lanes) - self.highest[v].get()))
-            self.total[v].set(self.total[v].get() + weight)
-            return weight
-
-        def keep(pair: Index, v: int, words: Expr) -> None:
-            store_vector(self.weight_words, words, vec.lanes, pair, v * vec.lanes)
-
+    def _weigh(self, first: Expr, stop: Expr) -> None:
+        """Turn the chunk's scores into pairs of weights; those of a softmax are added to the running sum as rounded."""
         with serial(first // WORD, stop // WORD) as pair:
             for v in range(self.vectors):
-                even = weigh(pair * WORD, v)
-                keep(pair, v, self.words.pair(even, weigh(pair * WORD + 1, v)))
+                self._keep_pair(pair, v, [self._weight(pair * WORD, v), self._weight(pair * WORD + 1, v)])
         if self.kernel.kv_len % WORD:  # then the last key of all stands alone
             with serial(stop // WORD, (stop + 1) // WORD) as pair:
                 for v in range(self.vectors):
-                    keep(pair, v, self.words.pair(weigh(pair * WORD, v), vec.splat(0.0)))
+                    self._keep_pair(pair, v, [self._weight(pair * WORD, v)])
+
+    def _keep_pair(self, pair: Index, v: int, weights: list[Expr]) -> None:
+        lanes, total = self.vec.lanes, self.total[v]
+        rounded = [tirx.reinterpret(f"int32x{lanes}", weight) + splat_int(HALF_OF_LAST, lanes) for weight in weights]
+        words = (rounded[0] >> splat_int(16, lanes)) | (
+            (rounded[1] & splat_int(UPPER_HALF, lanes)) if len(rounded) > 1 else splat_int(0, lanes)
+        )
+        store_vector(self.weight_words, words, lanes, pair, v * lanes)
+        if self.kernel.normaliser == "softmax":
+            total.set(self.words.dot(total.get(), words, splat_int(TWO_ONES, lanes)))
 
     def _mix(self, element: Index, count: int, start: Expr, first: Expr, stop: Expr) -> None:
         """Add the chunk's weighted values to some elements of the outputs."""
@@ -183,10 +174,7 @@ class WordBlockWriter(BlockWriter):
         sums = [[vec.register() for _ in range(self.vectors)] for _ in range(count)]
         cells = [(i, v, register) for i, line in enumerate(sums) for v, register in enumerate(line)]
         for i, v, register in cells:
-            if self.single_chunk:
-                register.set(vec.splat(0.0))
-            else:
-                register.set(vec.load(self.mixed, element + i, v * vec.lanes) * self.before[v].get())
+            register.set(self._mixed_so_far(element + i, v))
         first_pair = start // WORD
         with serial(first // WORD, (stop + 1) // WORD) as pair:
             weights = [load_vector(self.weight_words, vec.lanes, pair, v * vec.lanes) for v in range(self.vectors)]
@@ -194,9 +182,3 @@ class WordBlockWriter(BlockWriter):
                 self._add_pairs(line, splat_int(self.value_words[first_pair + pair, element + i], vec.lanes), weights)
         for i, v, register in cells:
             vec.store(self.mixed, register.get(), element + i, v * vec.lanes)
-
-    def _store_row(self, values: Expr, row: Index, column: Index, live: int | None) -> None:
-        if self.kernel.out_dtype == "bfloat16":
-            store_vector(self.out, self.words.round(values), self.vec.lanes, row, column, live=live)
-        else:
-            super()._store_row(values, row, column, live)

@@ -1,4 +1,4 @@
-"""What follows a window operation in the same pass: a chain of elementwise operations on each result in its register."""
+"""What follows a window operation in the same pass: elementwise operations on each result in its register."""
 
 from __future__ import annotations
 

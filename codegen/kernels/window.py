@@ -70,7 +70,9 @@ class WindowKernel(Kernel):
     family: ClassVar[str] = "window"
 
     def __post_init__(self) -> None:
-        if isinstance(self.op, Conv) and (self.weight is None or {self.op.groups, *self.weight.shape[-1:]} != {self.channels}):
+        if isinstance(self.op, Pool):
+            return
+        if self.weight is None or {self.op.groups, *self.weight.shape[-1:]} != {self.channels}:
             raise ValueError("a convolution that mixes channels is a ConvKernel")
 
     @property
@@ -176,7 +178,7 @@ class WindowKernel(Kernel):
         return self.window[-1] > WIDEST_UNROLLED
 
     def _complete(self, isa: Isa, strip: int, vectors: int) -> dict[str, int | str | bool]:
-        """Knobs of a strip: whether it reads a copy, in how many chunks the channels are walked, and whether by threads."""
+        """Knobs of a strip: whether it reads a copy, in how many chunks channels are walked, whether by threads."""
         taps = self.taps
         strips = Split(taps.outputs[-1], strip)
         meets = sum(

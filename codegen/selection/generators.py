@@ -52,6 +52,10 @@ def _attention(state: Selection, node: Node) -> None:
         bias_shape=None if bias is None else (1,) * (4 - len(bias)) + bias,
         offset=op.has_offset,
         precision=op.precision,
+        normaliser=op.normaliser,
+        shift=op.shift_of(k[1]) if op.normaliser == "sigmoid" else 0.0,
+        stretch=op.stretch,
+        bias_known=op.has_bias and node.operands[-1].node in state.static,
     )
     state.add(kernel, node.operands, node.results, [node.id])
 

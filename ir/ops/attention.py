@@ -128,7 +128,7 @@ class Attention(Op):
         if self.normaliser == "softmax":
             return weights
         low, high = self.stretch
-        return np.where(visible, np.clip((high - low) * weights + low, 0.0, 1.0), 0.0)
+        return np.where(visible, np.minimum(np.maximum((high - low) * weights + low, 0.0), 1.0), 0.0)
 
     def visible(self, distance: Array) -> Array:
         """Which pairs may attend, from query position minus key position."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from codegen import _tvm
-from codegen.kernels.base import Kernel
+from codegen.kernels.base import Kernel, Knobs
 from tests.codegen.kernels.checking import GUARD, TOLERANCE, guarded, target_of
 
 ISAS = ("avx512", "avx2")
@@ -45,26 +45,37 @@ def check_all(
     target = target_of(isa)
     isa_of_target = replace(target.isa, threads=target.threads)
     built: dict[str, tuple[str, _tvm.PrimFunc]] = {}
+    knobs_of: dict[str, Knobs] = {}
     for name, kernel in kernels.items():
         space = kernel.knob_space(isa_of_target) if every_knob else [kernel.knobs(isa_of_target)]
         assert space[0] == kernel.knobs(isa_of_target)
         for index, knobs in enumerate(space):
-            built[f"k{len(built)}_{index}"] = (name, kernel.build(isa_of_target, knobs))
+            symbol = f"k{len(built)}_{index}"
+            built[symbol] = (name, kernel.build(isa_of_target, knobs))
+            knobs_of[symbol] = knobs
     functions = {symbol: function for symbol, (_, function) in built.items()}
     library = _tvm.compile_functions(functions, _tvm.Target(target.to_tvm()))
     wrong: dict[str, str] = {}
     for symbol, (name, _) in built.items():
         operands = (inputs or {}).get(name) or inputs_of(kernels[name])
-        complaint = _complaint(library[symbol], kernels[name], operands, tolerance)
+        packed = [kernels[name].pack(i, array, isa_of_target, knobs_of[symbol]) for i, array in enumerate(operands)]
+        as_built = [array if own is None else own for array, own in zip(operands, packed, strict=True)]
+        complaint = _complaint(library[symbol], kernels[name], operands, as_built, tolerance)
         if complaint:
             wrong[f"{name} {kernels[name].key}"] = complaint
     assert not wrong
 
 
-def _complaint(function: object, kernel: Kernel, operands: Sequence[np.ndarray], tolerance: float) -> str:
+def _complaint(
+    function: object,
+    kernel: Kernel,
+    operands: Sequence[np.ndarray],
+    as_built: Sequence[np.ndarray],
+    tolerance: float,
+) -> str:
     assert callable(function)
     poisoned = [np.full(t.shape, np.nan if t.is_float else 99, _numpy(t.dtype)) for t in kernel.outputs]
-    zones = [guarded(array) for array in (*operands, *poisoned)]
+    zones = [guarded(array) for array in (*as_built, *poisoned)]
     function(*(_tvm.tvm.runtime.from_dlpack(middle) for middle, _ in zones))
     for middle, whole in zones:
         outside = np.array(whole)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from codegen.kernels.attention import AttentionKernel
 from codegen.kernels.base import View
 from codegen.kernels.rope import RopeKernel
-from ir.ops.attention import Attention, Rope
+from ir.ops.attention import NORMALISERS, Attention, Normaliser, Rope
 from tests.codegen.kernels import checking
 
 SLOPES = (0.5, 0.25, 0.1, 0.01)
@@ -47,6 +47,25 @@ CASES = {
     "decode_window": attention(1, 1, 100, 4, 4, 24, 64, causal=True, offset=True, window=8, alibi_slopes=SLOPES),
     "rows_with_bias": attention(1, 2, 50, 2, 2, 16, 16, bias_shape=(1, 2, 2, 50)),
     "rows_without_keys": attention(1, 3, 2, 2, 2, 16, 16, causal=True),
+    "known_bias": attention(2, 49, 49, 2, 2, 32, 32, bias_shape=(2, 2, 49, 49), bias_known=True),
+    "known_bias_of_queries": attention(2, 37, 20, 2, 1, 8, 8, bias_shape=(1, 2, 37, 1), bias_known=True, causal=True),
+    "known_bias_of_keys": attention(1, 20, 33, 2, 2, 8, 8, bias_shape=(1, 1, 1, 33), bias_known=True),
+    "known_bias_of_rows": attention(1, 2, 33, 2, 2, 8, 8, bias_shape=(1, 2, 2, 33), bias_known=True),
+    "bias_of_queries": attention(1, 50, 33, 2, 2, 8, 8, bias_shape=(1, 2, 50, 1), normaliser="sigmoid"),
+    "bias_over_chunks": attention(1, 41, 601, 2, 2, 8, 8, bias_shape=(1, 1, 41, 601), causal=True, window=400),
+    "last_queries_alone": attention(2, 67, 70, 4, 2, 24, 40, causal=True, alibi_slopes=SLOPES, window=50),
+    "decode_split": attention(1, 1, 700, 3, 3, 20, 40),
+    "decode_split_window": attention(1, 1, 700, 3, 1, 16, 16, causal=True, offset=True, window=20),
+    "decode_split_sigmoid": attention(1, 2, 300, 3, 1, 64, 64, causal=True, normaliser="sigmoid", shift=-2.0),
+    "sigmoid": attention(1, 37, 50, 2, 2, 16, 16, normaliser="sigmoid", shift=-3.9),
+    "sigmoid_masked": attention(1, 60, 400, 2, 1, 16, 16, normaliser="sigmoid", causal=True, window=300),
+    "sigmoid_biased": attention(1, 35, 35, 4, 4, 8, 8, normaliser="sigmoid", shift=1.0, bias_shape=(1, 4, 35, 35)),
+    "clipped": attention(1, 37, 50, 2, 2, 16, 16, normaliser="clipped_softmax", stretch=(-0.03, 1.1)),
+    "clipped_chunks": attention(1, 50, 600, 2, 1, 16, 16, normaliser="clipped_softmax", stretch=(-0.001, 1.0)),
+    "clipped_masked": attention(
+        1, 70, 64, 2, 1, 16, 16, normaliser="clipped_softmax", stretch=(-0.03, 1.03), causal=True, window=30
+    ),
+    "clipped_rows": attention(1, 1, 40, 3, 3, 16, 16, normaliser="clipped_softmax", stretch=(-0.02, 1.0)),
 }
 
 
@@ -79,7 +98,8 @@ def test_every_knob_computes_the_same(case: str) -> None:
     tiles = {(int(knobs["vectors"]), int(knobs["keys"])) for knobs in space}
     assert len(tiles) == 3
     for vectors, keys in tiles:
-        checking.check(kernel, "avx2", knobs={"path": "blocks", "vectors": vectors, "keys": keys, "chunk": 2 * keys})
+        knobs = {"path": "blocks", "vectors": vectors, "keys": keys, "chunk": 2 * keys, "tail": 45 % 8}
+        checking.check(kernel, "avx2", knobs=knobs)
 
 
 @pytest.mark.parametrize("position", [0, 1, 15, 16, 62, 63])
@@ -118,8 +138,9 @@ def test_large_scores_do_not_overflow() -> None:
     causal=st.booleans(),
     window=st.sampled_from([None, 1, 10]),
     isa=st.sampled_from(checking.ISAS),
+    normaliser=st.sampled_from(NORMALISERS),
 )
-@settings(max_examples=12)
+@settings(max_examples=16)
 def test_attention_holds_for_random_shapes(
     queries: int,
     keys: int,
@@ -128,12 +149,38 @@ def test_attention_holds_for_random_shapes(
     causal: bool,
     window: int | None,
     isa: str,
+    normaliser: Normaliser,
 ) -> None:
     """The float32 error stays within 1e-5 of the output's scale for any shape."""
-    checking.check(attention(1, queries, keys, *groups, *sizes, causal=causal, window=window), isa)
+    options: dict[str, Any] = {"causal": causal, "window": window, "normaliser": normaliser}
+    checking.check(attention(1, queries, keys, *groups, *sizes, **options), isa)
 
 
-@pytest.mark.parametrize("case", ["causal_alibi", "window", "bias_of_keys_alibi", "prefill_at_offset", "decode_window"])
+@pytest.mark.parametrize("heads", [1, 3, 4])
+def test_keys_of_one_head_are_split_where_heads_do_not_fill_the_threads(heads: int) -> None:
+    """Decoding shares heads out if that is even, else keys, and both give the same."""
+    kernel = attention(1, 1, 512, heads, heads, 16, 16)
+    knobs = kernel.knobs(replace(checking.target_of("avx2").isa, threads=2))
+    assert (knobs["shares"], knobs["splits"]) == ((2, 1) if heads % 2 == 0 else (1, 2))
+    for other in ({"shares": heads, "splits": 1}, {"shares": 1, "splits": 3}):
+        checking.check(kernel, "avx2", knobs={**knobs, **other})
+
+
+def test_queries_beyond_the_last_block_stand_alone() -> None:
+    """A class token before 48 patches costs no block of its own; half a block does."""
+    isa = checking.target_of("avx2").isa
+    assert attention(1, 49, 49, 2, 2, 32, 32).knobs(isa)["tail"] == 1
+    assert attention(1, 48, 48, 2, 2, 32, 32).knobs(isa)["tail"] == 0
+    assert attention(1, 55, 55, 2, 2, 32, 32).knobs(isa)["tail"] == 0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("causal_alibi", "window", "bias_of_keys_alibi", "prefill_at_offset", "decode_window"),
+        *("sigmoid", "sigmoid_masked", "clipped", "clipped_masked"),
+    ],
+)
 def test_attention_means_what_the_graph_op_means(case: str) -> None:
     """The kernel's reference equals the semantics of the graph's attention."""
     kernel = CASES[case]
@@ -147,6 +194,9 @@ def test_attention_means_what_the_graph_op_means(case: str) -> None:
         alibi=kernel.alibi_slopes,
         has_offset=kernel.offset,
         has_bias=kernel.bias_shape is not None,
+        normaliser=kernel.normaliser,
+        shift=kernel.shift if kernel.normaliser == "sigmoid" else None,
+        stretch=kernel.stretch,
     )
     expected = op.evaluate(*heads, *inputs[3:])
     np.testing.assert_allclose(kernel.reference(*inputs)[0], expected.reshape(kernel.outputs[0].shape), atol=1e-12)

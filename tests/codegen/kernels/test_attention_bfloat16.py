@@ -35,6 +35,11 @@ CASES = {
     "offset": kernel(kv_len=71, causal=True, offset=True),
     "windows_of_a_wider_buffer": kernel(q_view=View(80, 0), k_view=View(80, 40), v_view=View(80, 61)),
     "many_chunks": kernel(batch=1, q_len=9, kv_len=1301, heads=2, head_dim=16, value_dim=16),
+    "last_queries_alone": kernel(q_len=35, kv_len=37, batch=1, heads=3, kv_heads=1),
+    "last_queries_alone_causal": kernel(q_len=65, kv_len=65, causal=True),
+    "known_bias": kernel(q_len=17, bias_shape=(2, 4, 17, 19), bias_known=True),
+    "sigmoid": kernel(q_len=37, kv_len=37, normaliser="sigmoid", shift=-2.0, causal=True),
+    "clipped": kernel(q_len=37, kv_len=37, normaliser="clipped_softmax", stretch=(-0.02, 1.1)),
     "few_queries": kernel(q_len=1, kv_len=30),
 }
 

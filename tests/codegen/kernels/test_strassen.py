@@ -16,7 +16,14 @@ from tests.codegen.kernels import checking
 
 def _knobs(kernel: GemmKernel, rows: int, vectors: int, chunks: int) -> dict[str, int | str | bool]:
     knobs = dict(kernel.knobs(checking.target_of("avx2").isa))
-    return knobs | {"rows": rows, "vectors": vectors, "chunks": chunks, "order": "panels", "strassen": True, "groups": 2}
+    return knobs | {
+        "rows": rows,
+        "vectors": vectors,
+        "chunks": chunks,
+        "order": "panels",
+        "strassen": True,
+        "groups": 2,
+    }
 
 
 def test_products_multiply_two_by_two_matrices_of_symbols() -> None:

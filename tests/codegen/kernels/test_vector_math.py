@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,8 @@ FUNCTIONS: dict[str, tuple[Callable[[Expr], Expr], Callable[[Array], Array]]] = 
     **{name: (function, vm.ACTIVATION_REFERENCES[name]) for name, function in vm.ACTIVATIONS.items()},
     "exp": (vm.exp, np.exp),
     "exp2_nonpositive": (vm.exp2_nonpositive, np.exp2),
+    "exp2_of_degree_5": (partial(vm.exp2_nonpositive, degree=5), np.exp2),
+    "exp2_of_degree_3": (partial(vm.exp2_nonpositive, degree=3), np.exp2),
     "log": (vm.log, np.log),
     "log1p_unit": (vm.log1p_unit, np.log1p),
     "erf": (vm.erf, np.vectorize(math.erf)),
@@ -76,6 +79,8 @@ def spread(low: float, high: float) -> np.ndarray:
 CASES = {
     "exp": (spread(-86.5, 88.3), 2e-7, 0.0),
     "exp2_nonpositive": (spread(-125, 0), 2e-7, 0.0),
+    "exp2_of_degree_5": (spread(-125, 0), 3e-7, 0.0),
+    "exp2_of_degree_3": (spread(-125, 0), 1e-4, 0.0),
     "log": (np.exp(np.linspace(-80, 80, SIZE)).astype(np.float32), 3e-7, 1e-2),
     "log1p_unit": (spread(0, 1), 3e-7, 0.0),
     "erf": (spread(-9, 9), 6e-7, 0.0),

@@ -5,19 +5,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from codegen.kernels.conv import ConvKernel
 from codegen.kernels.window import WindowKernel
+from ir.builder import Builder
+from ir.graph import Graph
 from ir.ops.convolution import Conv, Pool
 from ir.types import TensorType
 from tests.codegen.kernels.batches import ISAS, check_all
 
 
 def conv(
-    x: tuple[int, ...], w: tuple[int, ...], *, strides=None, padding=None, dilation=None, groups=1
-) -> WindowKernel:
+    x: tuple[int, ...], w: tuple[int, ...], *, strides=None, padding=None, dilation=None, groups=1, tail=None
+) -> WindowKernel | ConvKernel:
     """A convolution; stride 1, no padding, no dilation unless said otherwise."""
     axes = len(x) - 2
     op = Conv(strides or (1,) * axes, padding or ((0, 0),) * axes, dilation or (1,) * axes, groups)
-    return WindowKernel(TensorType(x), TensorType(w), op)
+    family = WindowKernel if groups == x[-1] == w[-1] else ConvKernel
+    return family(TensorType(x), TensorType(w), op, tail=tail)
+
+
+def bias_silu(*shape: int, residual: bool = False) -> Graph:
+    """A tail: one number for each channel, an activation, and maybe a tensor added last."""
+    b = Builder()
+    y = b.silu(b.input("x0", shape) + b.input("x1", shape[-1:]))
+    return b.build(y=y + b.input("x2", shape) if residual else y)
 
 
 def pool(x: tuple[int, ...], kind, window, strides, padding, counted: bool = False) -> WindowKernel:
@@ -44,6 +55,15 @@ KERNELS = {
     "grouped": conv((2, 9, 6), (3, 2, 30), strides=(2,), padding=((0, 1),), groups=3),
     "grouped_multiplier": conv((2, 9, 6), (3, 1, 12), groups=6),
     "dense_3d": conv((1, 4, 3, 5, 2), (2, 1, 3, 2, 7), padding=((1, 0), (0, 0), (1, 1))),
+    "depthwise_tail": conv((2, 9, 37), (4, 1, 37), padding=((3, 0),), groups=37, tail=bias_silu(2, 9, 37)),
+    "depthwise_2d_tail": conv(
+        (1, 6, 7, 20),
+        (7, 7, 1, 20),
+        padding=((3, 3), (3, 3)),
+        groups=20,
+        tail=bias_silu(1, 6, 7, 20, residual=True),
+    ),
+    "dense_tail": conv((2, 9, 37), (3, 37, 20), padding=((1, 1),), tail=bias_silu(2, 9, 20, residual=True)),
     "average": pool((2, 9, 37), "average", (3,), (1,), ((1, 1),)),
     "average_causal_counted": pool((2, 9, 37), "average", (3,), (2,), ((2, 0),), True),
     "average_all": pool((2, 9, 5), "average", (9,), (1,), ((0, 0),)),
@@ -62,7 +82,9 @@ def test_window_equals_reference(isa: str) -> None:
 
 def test_window_every_knob_gives_the_same() -> None:
     """With threads or without."""
-    check_all({name: KERNELS[name] for name in ("depthwise_2d", "grouped", "max")}, "avx2", every_knob=True)
+    check_all(
+        {name: KERNELS[name] for name in ("depthwise_2d", "grouped", "dense_tail", "max")}, "avx2", every_knob=True
+    )
 
 
 def test_max_pool_never_sees_padding() -> None:
@@ -74,6 +96,4 @@ def test_max_pool_never_sees_padding() -> None:
 
 def test_flops_count_the_taps_of_one_channel() -> None:
     """A depthwise convolution of 4 taps costs 8 operations an output."""
-    kernel = KERNELS["depthwise_causal"]
-    assert kernel.flops == 2 * 9 * 37 * 8
-    assert kernel.window == (4,)
+    assert KERNELS["depthwise_causal"].flops == 2 * 9 * 37 * 8
