@@ -11,6 +11,7 @@ import numpy as np
 from codegen.kernels.attention import AttentionKernel
 from codegen.kernels.base import Array, Kernel
 from codegen.kernels.batch_gemm import BatchGemmKernel
+from codegen.kernels.conv import ConvKernel
 from codegen.kernels.fused import FusedKernel
 from codegen.kernels.gemm import GemmKernel
 from codegen.kernels.norm import NormKernel
@@ -18,6 +19,7 @@ from codegen.kernels.recurrence import OuterScanKernel
 from codegen.kernels.rope import RopeKernel
 from codegen.kernels.scan import ScanKernel
 from codegen.kernels.selective_scan import SelectiveScanKernel
+from codegen.kernels.softmax import SoftmaxKernel
 from codegen.kernels.window import WindowKernel
 from ir.builder import Builder
 from ir.ops.convolution import Conv, Pool
@@ -143,6 +145,20 @@ def _causal_conv(tokens: int, width: int) -> KernelCase:
     return KernelCase(f"causal depthwise 4, {tokens}x{width}", kernel, eager)
 
 
+def _conv(size: int, channels: int, outputs: int, stride: int = 1, groups: int = 1, window: int = 3) -> KernelCase:
+    half = window // 2
+    op = Conv((stride, stride), ((half, half), (half, half)), (1, 1), groups)
+    weight = TensorType((window, window, channels // groups, outputs))
+    kernel = ConvKernel(TensorType((1, size, size, channels)), weight, op)
+
+    def eager(torch: Any, x: Any, w: Any) -> Any:
+        options = {"padding": half, "stride": stride, "groups": groups}
+        return torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), **options).permute(0, 2, 3, 1)
+
+    text = f"{window}x{window}, {size}x{size}x{channels} to {outputs}, stride {stride}"
+    return KernelCase(text + (f", {groups} groups" if groups > 1 else ""), kernel, eager)
+
+
 def _average(width: int) -> KernelCase:
     op = Pool("average", (3, 3), (1, 1), ((1, 1), (1, 1)))
 
@@ -166,6 +182,12 @@ def _gate(rows: int, width: int) -> KernelCase:
     return KernelCase(
         f"x silu(g) + s, {rows}x{width}", kernel, lambda torch, x, g, s: x * torch.nn.functional.silu(g) + s
     )
+
+
+def _transpose(rows: int, width: int) -> KernelCase:
+    b = Builder()
+    kernel = FusedKernel(b.build(y=b.transpose(b.input("x", (1, rows, width)), 0, 2, 1)))
+    return KernelCase(f"transpose {rows}x{width}", kernel, lambda torch, x: x.transpose(1, 2).contiguous())
 
 
 def _rope(tokens: int) -> KernelCase:
@@ -202,11 +224,17 @@ def make_cases() -> tuple[KernelCase, ...]:
         _norm("layer_norm", 128, 768, scale=True, bias=True),
         _norm("rms_norm", 512, 512, scale=True),
         _norm("softmax", 1536, 128),
+        KernelCase("axis 1 of 196x512", SoftmaxKernel(1, 196, 512), lambda torch, x: torch.softmax(x, 1)),
         _depthwise(384),
         _causal_conv(512, 1024),
         _average(320),
+        _conv(14, 256, 256),
+        _conv(56, 64, 128, stride=2),
+        _conv(224, 3, 64, stride=2, window=7),
+        _conv(28, 128, 128, groups=4),
         _gelu(128, 3072),
         _gate(512, 1365),
+        _transpose(196, 512),
         _rope(512),
         _scan(512, 512, decay=True),
         _scan(512, 512, decay=False),
@@ -215,7 +243,7 @@ def make_cases() -> tuple[KernelCase, ...]:
 
 FAMILIES: Final = (
     *("gemm", "batch_gemm", "attention", "outer_scan", "selective_scan"),
-    *("norm", "softmax", "window", "fused", "rope", "scan"),
+    *("norm", "softmax", "window", "conv", "fused", "rope", "scan"),
 )
 """What `--families` may name; softmax is a kind of norm."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from codegen._tvm import Buffer, Expr
@@ -96,8 +97,7 @@ class ConvWriter:
             clear(line, low + size, self.line)
         return copy
 
-    def _each_vector(self, write: object) -> None:
-        assert callable(write)
+    def _each_vector(self, write: Callable[[Index, int | None], None]) -> None:
         full, rest = divmod(self.channels, self.vec.lanes)
         if full:
             with serial(0, full) as vector:

@@ -86,8 +86,8 @@ class Taps:
             yield number, row
 
 
-def _positive_quotient(total: Expr, step: int) -> Expr:
-    """Divide, rounding up; anything below zero gives zero."""
+def _positive_quotient(total: Index, step: int) -> Index:
+    """Divide, rounding up; of anything below zero, no more than zero."""
     if step == 1:
         return total
     return tirx.floordiv(tirx.max(total, tirx.const(0, "int32")) + (step - 1), tirx.const(step, "int32"))

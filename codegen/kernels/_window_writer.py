@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,14 +62,14 @@ class _Writer:
             self.batch, *self.place = unravel(self.row, shape)
             self.scale = self._outer_scale()
             longer = (piece < blocks.longer).astype("int32") if isinstance(piece, Expr) and blocks.longer else 0
-            self._write_row(blocks.start(piece), blocks.start(piece) + blocks.small + longer)
+            self._write_row(blocks.start(piece), blocks.small + longer)
 
-    def _write_row(self, first: Index, last: Index) -> None:
-        """Write one line of outputs for the blocks of channels from `first` to below `last`."""
+    def _write_row(self, first: Index, count: Index) -> None:
+        """Write one line of outputs for `count` blocks of channels from `first` on."""
         raise AssertionError("abstract")
 
-    def _each_block(self, first: Index, last: Index, write: Callable[[Index, list[int | None]], None]) -> None:
-        """Call `write(first channel, live lanes of its vectors)` in a loop over blocks."""
+    def _each_block(self, first: Index, count: Index, write: Callable[[Index, list[int | None]], None]) -> None:
+        """Call `write(first channel, live lanes of its vectors)` for each block."""
         width = self.vectors * self.vec.lanes
         rest = self.channels % width
         full: list[int | None] = [None] * self.vectors
@@ -77,10 +78,12 @@ class _Writer:
         if self.channels < width:
             write(0, part)
             return
-        with serial(first, last) as block:
+        whole = self.channels // width
+        with ExitStack() as loop:
+            block = first if isinstance(count, int) and count == 1 else first + loop.enter_context(serial(0, count))
             if rest:
-                whole = self.channels // width
-                choose(block < whole, lambda: write(block * width, full), lambda: write(block * width, part))
+                assert isinstance(block, Expr)
+                choose(block < whole, lambda: write(block * width, full), lambda: write(whole * width, part))
             else:
                 write(block * width, full)
 
@@ -145,14 +148,14 @@ class _Writer:
 class StripWriter(_Writer):
     """Writes every tap of a strip out; strips at the borders leave those outside away."""
 
-    def _write_row(self, first: Index, last: Index) -> None:
-        for start, count, length in self._runs():
-            if count == 1:
-                self._each_block(first, last, lambda c, live, s=start, n=length: self._strip(s, n, c, live))
+    def _write_row(self, first: Index, count: Index) -> None:
+        for start, strips, length in self._runs():
+            if strips == 1:
+                self._each_block(first, count, lambda c, live, s=start, n=length: self._strip(s, n, c, live))
                 continue
-            with serial(0, count) as strip:
+            with serial(0, strips) as strip:
                 output = start + strip * length
-                self._each_block(first, last, lambda c, live, s=output, n=length: self._strip(s, n, c, live))
+                self._each_block(first, count, lambda c, live, s=output, n=length: self._strip(s, n, c, live))
 
     def _runs(self) -> Iterator[tuple[int, int, int]]:
         """Strips as (first output, how many in a loop, length): one at a border, all of a length between."""
@@ -240,8 +243,8 @@ class StripWriter(_Writer):
 class CopyWriter(_Writer):
     """Reads a copy of its lines of input, with the padding of the last axis around it, tap by tap in a loop."""
 
-    def _write_row(self, first: Index, last: Index) -> None:
-        self._each_block(first, last, self._block)
+    def _write_row(self, first: Index, count: Index) -> None:
+        self._each_block(first, count, self._block)
 
     def _block(self, column: Index, live: list[int | None]) -> None:
         self.width = len(live) * self.vec.lanes
@@ -299,5 +302,5 @@ class CopyWriter(_Writer):
         if not self.counts:
             return factor
         low, high = self.taps.inside(output, len(self.taps.sizes) - 1)
-        count = (high - low).astype("float32") if isinstance(high - low, Expr) else float(high - low)
-        return factor / self.vec.splat(count)
+        count = high - low
+        return factor / self.vec.splat(count.astype("float32") if isinstance(count, Expr) else float(count))

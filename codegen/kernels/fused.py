@@ -15,6 +15,7 @@ import numpy as np
 
 from codegen._tvm import Buffer, Expr, PrimFunc, tirx
 from codegen._tvm import tir_builder as T
+from codegen.kernels._nest import NestWriter, find_nest
 from codegen.kernels.base import Array, Isa, Kernel, Knobs
 from codegen.kernels.emit import build_function, flat_view, scratch, store
 from codegen.kernels.expressions import Source, same_lanes, sources, unravel
@@ -32,6 +33,9 @@ SERIAL_BELOW: Final = 16 * 1024
 """Elements below which starting threads costs more than it saves."""
 FLAT_CHUNK: Final = 4096
 """Elements of a parallel piece where all of memory is one row."""
+
+ACROSS_VECTORS: Final = 4
+"""Neighbouring vectors of columns that a reduction walks together: whole runs of memory."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,15 @@ class FusedKernel(Kernel):
             _Reducer(root.op, made[root.operands[0]], isa, parallel, output).write()
         elif self._is_flat():
             _write_flat(made[root.results[0]], isa, parallel, output)
+        elif (nest := self._nest_writer(dict(zip(self.graph.inputs, inputs, strict=True)), output, isa)) is not None:
+            nest.write(parallel)
         else:
             _write_rows(made[root.results[0]], isa, parallel, output)
+
+    def _nest_writer(self, inputs: dict[str, Buffer], output: Buffer, isa: Isa) -> NestWriter | None:
+        nest = find_nest(self.graph)
+        writer = NestWriter(self.graph, nest, inputs, output, isa) if nest else None
+        return writer if writer and writer.is_worth_it else None
 
     def _is_flat(self) -> bool:
         """Whether every step keeps row-major order, so that the shape does not matter."""
@@ -231,20 +242,31 @@ class _Reducer:
 
     def _across(self) -> None:
         kept_sizes = self._sizes(self.kept)
-        columns = kept_sizes[-1]
-        with _loop(math.prod(kept_sizes[:-1]), self.parallel) as row:
-            before = unravel(row, kept_sizes[:-1])
+        columns, lanes = kept_sizes[-1], self.isa.lanes
+        wide = min(columns // lanes, ACROSS_VECTORS) * lanes
+        blocks = columns // wide if wide else 0
+        if blocks:
+            with _loop(math.prod(kept_sizes[:-1]) * blocks, self.parallel) as unit:
+                row, block = (unit // blocks, unit % blocks) if blocks > 1 else (unit, 0)
+                self._column_sums(unravel(row, kept_sizes[:-1]), row * columns, block * wide, lanes, wide // lanes)
+        if columns - blocks * wide:
+            with _loop(math.prod(kept_sizes[:-1]), self.parallel and not blocks) as row:
+                before = unravel(row, kept_sizes[:-1])
 
-            def write(first: Any, width: int) -> None:
-                self._column_sums(before, row * columns, first, width)
+                def write(first: Any, width: int) -> None:
+                    self._column_sums(before, row * columns, blocks * wide + first, width, 1)
 
-            _for_each_vector(columns, self.isa.lanes, write)
+                _for_each_vector(columns - blocks * wide, lanes, write)
 
-    def _column_sums(self, before: tuple[Any, ...], base: Any, first: Any, width: int) -> None:
-        sums = scratch((width,))
-        _put(sums, self._start(), 0, width)
+    def _column_sums(self, before: tuple[Any, ...], base: Any, first: Any, width: int, vectors: int) -> None:
+        """Reduce neighbouring vectors of columns together."""
+        sums = [scratch((width,)) for _ in range(vectors)]
+        for total in sums:
+            _put(total, self._start(), 0, width)
         with T.serial(0, self.count) as step:
             reduced = unravel(step, self._sizes(self.reduced))
-            element = self._element((*before, _positions(first, width)), reduced)
-            _put(sums, self._combined(sums[_positions(0, width)], element), 0, width)
-        _put(self.output, self._finish(sums[_positions(0, width)]), base + first, width)
+            for number, total in enumerate(sums):
+                element = self._element((*before, _positions(first + number * width, width)), reduced)
+                _put(total, self._combined(total[_positions(0, width)], element), 0, width)
+        for number, total in enumerate(sums):
+            _put(self.output, self._finish(total[_positions(0, width)]), base + first + number * width, width)

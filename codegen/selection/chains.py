@@ -31,27 +31,33 @@ COSTLY: Final = (
     at.Rope,
 )
 """Functions that are not computed again for each element of a broadcast."""
+MOVES: Final = (sh.Reshape, sh.Transpose, sh.Slice, sh.Concat, sh.Pad, sh.Broadcast)
+"""Operations that several nodes of a chain may each repeat: an address instead of a pass over memory."""
+MOST_REPEATS: Final = 4
 LARGEST_CHAIN: Final = 24
 """Nodes of a chain, so that its expression stays quick to compile."""
 
 
 def fuse_chains(state: Selection, live: list[Node]) -> None:
-    """Group what is left: a node joins the chain of the one node that reads it, unless that would repeat costly work.
+    """Group what is left: a node joins the chain that reads it, unless that would repeat costly work.
 
     exp(x) -> mul(_, y) -> sum  becomes one kernel
     """
     chains: dict[int, list[Node]] = {}
     home: dict[int, int] = {}
+    repeats: dict[int, int] = {}
     for node in reversed(live):
         if not state.is_free(node) or isinstance(node.op, Input):
             continue
         if not is_fusible(node.op) and not isinstance(node.op, rd.Reduction):
             raise CompileError("no kernel for this operation", where=node.path, found=node.op.name)
-        reader = state.only_user(node.results[0])
-        root = home.get(reader.id) if reader is not None else None
-        if root is not None and reader is not None and _may_join(state, node, reader, chains[root]):
+        readers = _readers(state, node)
+        roots = {home.get(reader.id) for reader in readers}
+        root = roots.pop() if len(roots) == 1 else None
+        if root is not None and _may_join(state, node, readers, chains[root], repeats.get(root, 1)):
             chains[root].append(node)
             home[node.id] = root
+            repeats[root] = repeats.get(root, 1) * len(readers)
         elif not isinstance(node.op, sh.Reshape):
             chains[node.id] = [node]
             home[node.id] = node.id
@@ -59,12 +65,28 @@ def fuse_chains(state: Selection, live: list[Node]) -> None:
         _add_chain(state, state.graph.node(root), members[::-1])
 
 
-def _may_join(state: Selection, node: Node, reader: Node, chain: list[Node]) -> bool:
+def _readers(state: Selection, node: Node) -> list[Node]:
+    """The nodes that read a node, if all of them still need a kernel and nothing else needs its value."""
+    users = state.graph.users(node.results[0])
+    if node.results[0] in state.outputs or not all(state.is_free(user) for user in users):
+        return []
+    return list(users)
+
+
+def _may_join(state: Selection, node: Node, readers: list[Node], chain: list[Node], repeated: int) -> bool:
+    """Whether a node may be computed where the nodes of a chain read it; only moves are where several do.
+
+    concat(slice(y), slice(y)), y = concat(slice(x), slice(x))  becomes one kernel
+    """
     if isinstance(node.op, rd.Reduction) or len(chain) >= LARGEST_CHAIN:
         return False
-    reads = max(t.size for t in (*reader.types, *state.graph.operand_types(reader)))
-    repeats = reader.operands.count(node.results[0]) > 1 or reads > node.types[0].size
-    if repeats and any(isinstance(member.op, COSTLY) for member in _upstream_free(state, node)):
+    if len(readers) > 1 and not (isinstance(node.op, MOVES) and repeated * len(readers) <= MOST_REPEATS):
+        return False
+    reads = max(t.size for reader in readers for t in (*reader.types, *state.graph.operand_types(reader)))
+    twice = len(readers) > 1 or readers[0].operands.count(node.results[0]) > 1
+    if (twice or reads > node.types[0].size) and any(
+        isinstance(member.op, COSTLY) for member in _upstream_free(state, node)
+    ):
         return False
     return not (isinstance(node.op, sh.Reshape) and not state.is_free(state.producer(node.operands[0])))
 

@@ -11,6 +11,7 @@ from codegen.kernels.norm import NormKernel
 from codegen.kernels.recurrence import OuterScanKernel
 from codegen.kernels.rope import RopeKernel
 from codegen.kernels.scan import ScanKernel
+from codegen.kernels.softmax import SoftmaxKernel
 from codegen.selection.convolutions import take_window
 from codegen.selection.mixing import delta_scan, fourier, long_conv, scatter_add, top_k
 from codegen.selection.norms import norm
@@ -117,9 +118,9 @@ def _constant_decay(state: Selection, node: Node) -> tuple[float, ...] | None:
 def _softmax(state: Selection, node: Node) -> None:
     op, shape = node.op, node.types[0].shape
     assert isinstance(op, nm.Softmax)
-    if op.axis % len(shape) != len(shape) - 1:
-        raise CompileError("softmax is compiled along the last axis only", where=node.path, hint="transpose around it")
-    state.add(NormKernel(row_count(shape), shape[-1], "softmax"), node.operands, node.results, [node.id])
+    last = op.axis % len(shape) == len(shape) - 1
+    kernel = NormKernel(row_count(shape), shape[-1], "softmax") if last else SoftmaxKernel.along(shape, op.axis)
+    state.add(kernel, node.operands, node.results, [node.id])
 
 
 def _scan(state: Selection, node: Node) -> None:

@@ -21,7 +21,6 @@ from ir.hashing import canonical_hash
 from ir.initializers import initialize
 from ir.interpret import evaluate
 from ir.ops.elementwise import Cast
-from ir.ops.normalization import Softmax
 from ir.serialize import graph_from_json
 from ir.types import Axis
 from tests.codegen import faulty_workers
@@ -133,8 +132,8 @@ def test_seen_architecture_takes_its_library_and_is_verified_again(tmp_path: Pat
 @settings(max_examples=25, phases=(Phase.explicit, Phase.generate))  # shrinking would compile hundreds more
 @given(
     graph=random_graphs.graphs(
-        # Rounding to half precision next to exact numbers has no stable answer; softmax goes along the last axis only.
-        recipes=[recipe for op, recipe in random_graphs.RECIPES.items() if op not in (Cast, Softmax)]
+        # Rounding to half precision next to exact numbers has no stable answer.
+        recipes=[recipe for op, recipe in random_graphs.RECIPES.items() if op is not Cast]
     )
 )
 def test_random_graph_compiles(graph: Graph) -> None:
@@ -228,8 +227,8 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(GraphError, match="missing"):
         compile_graph(graph, {}, TARGET)
     b = Builder()
-    unserved = b.build(y=b.softmax(b.input("x", (2, 3)), 0))
-    with pytest.raises(CompileError, match="last axis"):
+    unserved = b.build(y=b.matmul(b.input("x", (2, 3, 4, 5)), b.input("w", (3, 5, 6))))
+    with pytest.raises(CompileError, match="equal leading axes"):
         compile_graph(unserved, {}, TARGET)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from codegen.kernels.conv import ConvKernel
 from codegen.kernels.window import WindowKernel
@@ -29,6 +34,13 @@ def bias_silu(*shape: int, residual: bool = False) -> Graph:
     b = Builder()
     y = b.silu(b.input("x0", shape) + b.input("x1", shape[-1:]))
     return b.build(y=y + b.input("x2", shape) if residual else y)
+
+
+def minus_scaled(*shape: int) -> Graph:
+    """A tail: another tensor taken away, times one number for each channel; a number for each row and one for all."""
+    b = Builder()
+    y = (b.input("x0", shape) - b.input("x1", shape)) * b.input("x2", shape[-1:])
+    return b.build(y=b.reshape(y * 0.5, *shape) + b.input("x3", (*shape[:-1], 1)) * b.input("x4", (1,)))
 
 
 def pool(x: tuple[int, ...], kind, window, strides, padding, counted: bool = False) -> WindowKernel:
@@ -70,6 +82,20 @@ KERNELS = {
     "average_3d": pool((1, 4, 3, 5, 2), "average", (2, 2, 2), (1, 1, 2), ((1, 0), (0, 1), (0, 0))),
     "max": pool((2, 9, 8, 37), "max", (3, 2), (2, 2), ((1, 1), (0, 0))),
     "max_one_channel": pool((2, 9, 1), "max", (2,), (2,), ((0, 0),)),
+    "depthwise_wide": conv((1, 40, 37), (19, 1, 37), padding=((18, 0),), groups=37, tail=bias_silu(1, 40, 37)),
+    "depthwise_wide_2d": conv((1, 5, 25, 20), (3, 17, 1, 20), padding=((1, 1), (8, 8)), groups=20),
+    "depthwise_spread": conv((1, 300, 5), (2, 1, 5), padding=((128, 0),), dilation=(128,), groups=5),
+    "depthwise_far_pixels": conv((1, 30, 1024), (4, 1, 1024), padding=((3, 0),), groups=1024),
+    "dense_far_pixels": conv((1, 17, 256), (3, 256, 16), padding=((1, 1),)),
+    "grouped_run_time": replace(conv((2, 9, 6), (3, 2, 60), groups=3), packed=False),
+    "depthwise_run_time": replace(conv((2, 9, 37), (3, 1, 37), groups=37), packed=False),
+    "average_wide": pool((1, 40, 20), "average", (19,), (1,), ((9, 9),)),
+    "average_wide_2d": pool((1, 4, 40, 5), "average", (3, 19), (1, 2), ((1, 1), (18, 0))),
+    "average_counted_2d": pool((1, 6, 7, 20), "average", (3, 3), (1, 1), ((1, 1), (1, 1)), True),
+    "average_minus_input": WindowKernel(
+        TensorType((1, 6, 7, 20)), None, Pool("average", (3, 3), (1, 1), ((1, 1), (1, 1))), minus_scaled(1, 6, 7, 20)
+    ),
+    "max_wide": pool((1, 40, 20), "max", (18,), (2,), ((9, 8),)),
     "max_large": pool((2, 300, 65), "max", (5,), (1,), ((2, 2),)),
 }
 
@@ -85,6 +111,49 @@ def test_window_every_knob_gives_the_same() -> None:
     check_all(
         {name: KERNELS[name] for name in ("depthwise_2d", "grouped", "dense_tail", "max")}, "avx2", every_knob=True
     )
+
+
+@st.composite
+def windows(draw: Any) -> WindowKernel | ConvKernel:
+    """Any operation over one or two axes; a pooling's padding stays below its window, as a mean of nothing is none."""
+    axes = draw(st.integers(1, 2))
+
+    def sizes(*values: int) -> tuple[int, ...]:
+        return tuple(draw(st.sampled_from(values)) for _ in range(axes))
+
+    kind = draw(st.sampled_from(("average", "max", "depthwise", "conv")))
+    window, strides = sizes(1, 2, 3, 5, 17), sizes(1, 1, 2, 3)
+    dilation = sizes(1, 1, 2, 3) if kind in ("depthwise", "conv") else (1,) * axes
+    reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
+    most = 6 if kind in ("depthwise", "conv") else min(window) - 1
+    padding = tuple((draw(st.integers(0, most)), draw(st.integers(0, most))) for _ in range(axes))
+    spatial = tuple(
+        max(r - low - high, 1) + draw(st.integers(0, 20)) for r, (low, high) in zip(reach, padding, strict=True)
+    )
+    channels = draw(st.sampled_from((1, 3, 16, 20)))
+    x = (draw(st.integers(1, 2)), *spatial, channels)
+    if kind in ("average", "max"):
+        return pool(x, kind, window, strides, padding, draw(st.booleans()))
+    options = {"strides": strides, "padding": padding, "dilation": dilation}
+    if kind == "depthwise":
+        return conv(x, (*window, 1, channels), **options, groups=channels)
+    groups = draw(st.sampled_from([g for g in (1, 2, 3, 4) if channels % g == 0]))
+    outputs = groups * draw(st.sampled_from((2, 5, 33)))
+    return conv(x, (*window, channels // groups, outputs), **options, groups=groups)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=8)
+@given(kernels=st.lists(windows(), min_size=4, max_size=8))
+def test_random_window_equals_reference(isa: str, kernels: list[WindowKernel | ConvKernel]) -> None:
+    """Any window, stride, padding, dilation and grouping gives what the interpreter gives."""
+    check_all({str(index): kernel for index, kernel in enumerate(kernels)}, isa)
+
+
+def test_convolution_that_mixes_channels_is_refused() -> None:
+    """A window kernel has as many groups as channels."""
+    with pytest.raises(ValueError, match="ConvKernel"):
+        WindowKernel(TensorType((1, 5, 4)), TensorType((3, 2, 4)), Conv((1,), ((0, 0),), (1,), 2))
 
 
 def test_max_pool_never_sees_padding() -> None:
