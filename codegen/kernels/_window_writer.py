@@ -46,6 +46,7 @@ class _Writer:
         self.x, self.y = flat_view(buffers[0]), flat_view(buffers[-1])
         self.weight = flat_view(buffers[1]) if kernel.weight is not None else None
         self.channels, self.vectors = kernel.channels, int(knobs["vectors"])
+        self.inputs, self.depth, self.fan = kernel.x.shape[-1], kernel.depth, kernel.group_outputs
         self.chunks, self.parallel = int(knobs["chunks"]), bool(knobs["parallel"])
         self.tail = Tail(kernel.tail, buffers[first:-1], self.vec, kernel.rows, self.channels)
         self.strips = Split(self.taps.outputs[-1], int(knobs["strip"]))
@@ -109,10 +110,11 @@ class _Writer:
         return constant if self.scale is None else constant * self.vec.splat(self.scale)
 
     def _weights(self, tap: Index, column: Index, live: int | None) -> Expr:
-        """The factors of a tap for a vector of channels."""
+        """The factors of a tap, or of one input channel of it, for a vector of channels."""
         assert self.weight is not None
         if self.kernel.packed:
-            return self.vec.load(self.weight, column * math.prod(self.taps.window) + tap * self.vec.lanes)
+            rows = math.prod(self.taps.window) * self.depth
+            return self.vec.load(self.weight, column * rows + tap * self.vec.lanes)
         return self.vec.load(self.weight, tap * self.channels + column, live=live)
 
     def _combined(self, total: Expr, value: Expr) -> Expr:
@@ -196,7 +198,16 @@ class StripWriter(_Writer):
 
     def _load(self, row: Index, output: Index, place: int, column: Index, live: int | None) -> Expr:
         position = row * self.taps.sizes[-1] + self.taps.first(output) + place
-        return self.vec.load(self.x, position * self.channels + column, live=live)
+        if self.depth == self.fan == 1:
+            return self.vec.load(self.x, position * self.inputs + column, live=live)
+        count = ceil_div(live or self.vec.lanes, self.fan) * self.depth
+        return self.vec.load(self.x, position * self.inputs + column // self.fan * self.depth, live=count)
+
+    def _spread(self, value: Expr, channel: int) -> Expr:
+        """Bring one input channel of each group to the lanes of its outputs."""
+        if self.depth == self.fan == 1:
+            return value
+        return bind(tirx.Shuffle([value], [i // self.fan * self.depth + channel for i in range(self.vec.lanes)]))
 
     def _convolved(
         self, output: Index, length: int, seen: dict[int, list[tuple[int, int]]], column: Index, live: list[int | None]
@@ -207,13 +218,16 @@ class StripWriter(_Writer):
                 at = column + v * self.vec.lanes
                 tap = number * self.taps.window[-1]
                 weights = {
-                    t: bind(self._weights(tap + t, at, count))
+                    (t, j): bind(self._weights((tap + t) * self.depth + j, at, count))
                     for t in sorted({t for pairs in seen.values() for _, t in pairs})
+                    for j in range(self.depth)
                 }
                 for place, pairs in seen.items():
-                    value = bind(self._load(row, output, place, at, count))
-                    for i, t in pairs:
-                        sums[i][v].set(sums[i][v].get() + value * weights[t])
+                    loaded = bind(self._load(row, output, place, at, count))
+                    for j in range(self.depth):
+                        value = self._spread(loaded, j)
+                        for i, t in pairs:
+                            sums[i][v].set(sums[i][v].get() + value * weights[t, j])
         return [[register.get() for register in line] for line in sums]
 
     def _pooled(
@@ -269,7 +283,7 @@ class CopyWriter(_Writer):
         with serial(0, min(low, self.line)) as position:
             put(position, lambda v: blank)
         with serial(0, size) as position:
-            source = (row * self.taps.sizes[-1] + position) * self.channels + column
+            source = (row * self.taps.sizes[-1] + position) * self.inputs + column
             put(low + position, lambda v: self.vec.load(self.x, source + v * self.vec.lanes, live=live[v]))
         with serial(min(low + size, self.line), self.line) as position:
             put(position, lambda v: blank)

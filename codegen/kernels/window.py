@@ -1,9 +1,11 @@
-"""Depthwise convolution and pooling over 1 to 3 spatial axes, channels last.
+"""Depthwise and nearly depthwise convolution, and pooling, over 1 to 3 spatial axes, channels last.
 
 A strip of neighbouring outputs along the last spatial axis stays in registers, a vector of channels each, while the
 taps run: an input is loaded once for all the outputs of the strip that see it. Strips that meet the padding are written
 out for their place, so padding is never stored and never tested; those between share one loop. Wide or far spread
 windows, whose borders would be much code, read a copy of their input with the padding around it.
+
+Groups of a few channels share a vector: their inputs are spread over its lanes by a shuffle for each input channel.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ BORDER_STRIPS: Final = 8
 """Strips at the borders that are written out; more of them read a copy instead."""
 WIDEST_UNROLLED: Final = 16
 """Taps along the last axis that are written out."""
+NARROW_GROUPS: Final = (1, 2, 4)
+"""Output channels of a group that divide every vector."""
+NARROW_WINDOW: Final = 7
+"""Longest window and padding of narrow groups, which are always written out."""
 LATENCY: Final = 8
 """Independent sums that hide the latency of an addition."""
 FEW_TAPS: Final = 16
@@ -48,17 +54,17 @@ FAR_CHANNELS: Final = 256
 
 @dataclass(frozen=True)
 class WindowKernel(Kernel):
-    """An `ir` pooling or depthwise convolution (as many groups as channels) on `[B, *S, C]`.
+    """An `ir` pooling or convolution in narrow groups (`is_narrow`) on `[B, *S, C]`.
 
-    Operands: x, the weights `[*W, 1, C]` of a convolution, further inputs of the tail; the output.
+    Operands: x, the weights `[*W, C / groups, O]` of a convolution, further inputs of the tail; the output.
 
     Attributes:
         x: Type of the input.
         weight: Type of the weights; None for pooling.
         op: The operation.
         tail: Elementwise operations on its result, see `codegen.kernels._tail.Tail`.
-        packed: Whether the weights are known when the model is compiled, so can be packed: `[C / L, taps, L]` for
-            vectors of L channels.
+        packed: Whether the weights are known when the model is compiled, so can be packed: `[O / L, taps, L]` for
+            vectors of L channels, each tap for each input channel of a group.
     """
 
     x: TensorType
@@ -70,15 +76,23 @@ class WindowKernel(Kernel):
     family: ClassVar[str] = "window"
 
     def __post_init__(self) -> None:
-        if isinstance(self.op, Pool):
-            return
-        if self.weight is None or {self.op.groups, *self.weight.shape[-1:]} != {self.channels}:
-            raise ValueError("a convolution that mixes channels is a ConvKernel")
+        if isinstance(self.op, Conv) and (self.weight is None or not is_narrow(self.op, self.weight)):
+            raise ValueError("a convolution that mixes many channels is a ConvKernel")
 
     @property
     def channels(self) -> int:
-        """Channels of input and output."""
-        return self.x.shape[-1]
+        """Channels of the output."""
+        return self.result.shape[-1]
+
+    @property
+    def depth(self) -> int:
+        """Input channels that an output channel sees."""
+        return self.weight.shape[-2] if self.weight else 1
+
+    @property
+    def group_outputs(self) -> int:
+        """Output channels of a group; 1 for pooling."""
+        return self.channels // self.op.groups if isinstance(self.op, Conv) else 1
 
     @property
     def inputs(self) -> tuple[TensorType, ...]:
@@ -124,7 +138,7 @@ class WindowKernel(Kernel):
         """Vectors of channels, the taps of each side by side."""
         if not self.packs(index):
             return self.inputs[index].shape
-        return (ceil_div(self.channels, isa.lanes), math.prod(self.window), isa.lanes)
+        return (ceil_div(self.channels, isa.lanes), math.prod(self.window) * self.depth, isa.lanes)
 
     def pack(self, index: int, array: Array, isa: Isa, knobs: Knobs) -> Array | None:
         """Pad the channels to whole vectors and bring the taps of each together."""
@@ -171,7 +185,7 @@ class WindowKernel(Kernel):
         """Registers of a strip: sums, weights of a line of taps, an input."""
         if isinstance(self.op, Pool):
             return (self.taps.reach(strip) if not self._spread() else strip) * vectors + 2
-        return strip * vectors + min(self.window[-1], WIDEST_UNROLLED) + 1
+        return strip * vectors + min(self.window[-1] * self.depth, WIDEST_UNROLLED) + self.depth
 
     def _spread(self) -> bool:
         """Whether the window is too wide to be written out tap by tap."""
@@ -184,7 +198,7 @@ class WindowKernel(Kernel):
         meets = sum(
             not taps.is_inside(int(strips.start(i)), strips.small + (i < strips.longer)) for i in range(strips.count)
         )
-        copy = self._spread() or meets > BORDER_STRIPS
+        copy = self.depth == self.group_outputs == 1 and (self._spread() or meets > BORDER_STRIPS)
         parallel = isa.threads > 1 and self.flops >= SERIAL_BELOW
         rows, blocks = math.prod(self.result.shape[:-2]), ceil_div(self.channels, vectors * isa.lanes)
         far = self._competes(strip + 1) and self.channels * 4 % PAGE_BYTES == 0
@@ -209,6 +223,15 @@ class WindowKernel(Kernel):
     def rows(self) -> int:
         """Outputs of a channel."""
         return row_count(self.result.shape)
+
+
+def is_narrow(op: Conv, weight: TensorType) -> bool:
+    """Whether a convolution is depthwise, or has groups of so few channels that many fit a vector."""
+    depth, outputs = weight.shape[-2], weight.shape[-1] // op.groups
+    if depth == outputs == 1:
+        return True
+    near = max(*weight.shape[:-2], *(max(sides) for sides in op.padding)) <= NARROW_WINDOW and max(op.dilation) == 1
+    return depth <= outputs and outputs in NARROW_GROUPS and op.groups > 1 and near
 
 
 def with_tail(key: str, tail: Graph | None) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 from codegen.kernels._tail import operand_kind
 from codegen.kernels.base import Kernel
 from codegen.kernels.conv import ConvKernel
-from codegen.kernels.window import WindowKernel
+from codegen.kernels.window import WindowKernel, is_narrow
 from codegen.selection.state import Selection, row_count
 from ir.graph import Graph, Node, Value
 from ir.op import Op
@@ -35,7 +35,7 @@ def take_window(state: Selection, node: Node) -> None:
     kernel: Kernel
     if isinstance(op, cv.Pool):
         kernel = WindowKernel(types[0], None, op, tail)
-    elif op.groups == types[0].shape[-1] == types[1].shape[-1]:
+    elif is_narrow(op, types[1]):
         kernel = WindowKernel(types[0], types[1], op, tail, packed)
     else:
         kernel = ConvKernel(types[0], types[1], op, tail, packed)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codegen.kernels.conv import ConvKernel
-from codegen.kernels.window import WindowKernel
+from codegen.kernels.window import WindowKernel, is_narrow
 from ir.builder import Builder
 from ir.graph import Graph
 from ir.ops.convolution import Conv, Pool
@@ -25,7 +25,7 @@ def conv(
     """A convolution; stride 1, no padding, no dilation unless said otherwise."""
     axes = len(x) - 2
     op = Conv(strides or (1,) * axes, padding or ((0, 0),) * axes, dilation or (1,) * axes, groups)
-    family = WindowKernel if groups == x[-1] == w[-1] else ConvKernel
+    family = WindowKernel if is_narrow(op, TensorType(w)) else ConvKernel
     return family(TensorType(x), TensorType(w), op, tail=tail)
 
 
@@ -66,6 +66,10 @@ KERNELS = {
     "patches": conv((2, 8, 12, 3), (4, 4, 3, 24), strides=(4, 4)),
     "grouped": conv((2, 9, 6), (3, 2, 30), strides=(2,), padding=((0, 1),), groups=3),
     "grouped_multiplier": conv((2, 9, 6), (3, 1, 12), groups=6),
+    "narrow_groups": conv((1, 7, 9, 20), (3, 3, 4, 20), padding=((1, 1), (1, 1)), groups=5, tail=bias_silu(1, 7, 9, 20)),
+    "narrow_groups_wide": conv((2, 17, 32), (3, 2, 64), strides=(2,), padding=((2, 0),), groups=16),
+    "narrow_groups_run_time": replace(conv((2, 17, 9), (3, 3, 12), padding=((1, 1),), groups=3), packed=False),
+    "narrow_multiplier": conv((2, 9, 37), (4, 1, 74), padding=((3, 0),), groups=37),
     "dense_3d": conv((1, 4, 3, 5, 2), (2, 1, 3, 2, 7), padding=((1, 0), (0, 0), (1, 1))),
     "depthwise_tail": conv((2, 9, 37), (4, 1, 37), padding=((3, 0),), groups=37, tail=bias_silu(2, 9, 37)),
     "depthwise_2d_tail": conv(
@@ -138,7 +142,7 @@ def windows(draw: Any) -> WindowKernel | ConvKernel:
     if kind == "depthwise":
         return conv(x, (*window, 1, channels), **options, groups=channels)
     groups = draw(st.sampled_from([g for g in (1, 2, 3, 4) if channels % g == 0]))
-    outputs = groups * draw(st.sampled_from((2, 5, 33)))
+    outputs = groups * draw(st.sampled_from((2, 4, 5, 33)))
     return conv(x, (*window, channels // groups, outputs), **options, groups=groups)
 
 
@@ -151,9 +155,9 @@ def test_random_window_equals_reference(isa: str, kernels: list[WindowKernel | C
 
 
 def test_convolution_that_mixes_channels_is_refused() -> None:
-    """A window kernel has as many groups as channels."""
+    """A window kernel has one channel a group, or a few."""
     with pytest.raises(ValueError, match="ConvKernel"):
-        WindowKernel(TensorType((1, 5, 4)), TensorType((3, 2, 4)), Conv((1,), ((0, 0),), (1,), 2))
+        WindowKernel(TensorType((1, 5, 16)), TensorType((3, 8, 16)), Conv((1,), ((0, 0),), (1,), 2))
 
 
 def test_max_pool_never_sees_padding() -> None:
