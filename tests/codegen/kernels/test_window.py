@@ -66,7 +66,9 @@ KERNELS = {
     "patches": conv((2, 8, 12, 3), (4, 4, 3, 24), strides=(4, 4)),
     "grouped": conv((2, 9, 6), (3, 2, 30), strides=(2,), padding=((0, 1),), groups=3),
     "grouped_multiplier": conv((2, 9, 6), (3, 1, 12), groups=6),
-    "narrow_groups": conv((1, 7, 9, 20), (3, 3, 4, 20), padding=((1, 1), (1, 1)), groups=5, tail=bias_silu(1, 7, 9, 20)),
+    "narrow_groups": conv(
+        (1, 7, 9, 20), (3, 3, 4, 20), padding=((1, 1), (1, 1)), groups=5, tail=bias_silu(1, 7, 9, 20)
+    ),
     "narrow_groups_wide": conv((2, 17, 32), (3, 2, 64), strides=(2,), padding=((2, 0),), groups=16),
     "narrow_groups_run_time": replace(conv((2, 17, 9), (3, 3, 12), padding=((1, 1),), groups=3), packed=False),
     "narrow_multiplier": conv((2, 9, 37), (4, 1, 74), padding=((3, 0),), groups=37),
