@@ -25,10 +25,11 @@ from codegen.tuning import TuningDatabase
 from ir.errors import CompileError
 from ir.graph import Graph, Value
 from ir.ops.structure import Constant, Parameter
-from ir.passes import canonicalize, cse, dce, fold_constants, lower_convolutions
+from ir.passes import canonicalize, cse, dce, fold_constants, lower_batch_norm, lower_convolutions
 from ir.types import TensorType
 
 PASSES: Final[tuple[Callable[[Graph], Graph], ...]] = (
+    lower_batch_norm.LowerBatchNorm(),
     lower_convolutions.LowerConvolutions(),
     canonicalize.Canonicalize(),
     fold_constants.FoldConstants(),

@@ -222,6 +222,13 @@ def _rms_norm(op: nm.RmsNorm, x: Tensor, scale: Tensor | None = None) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], scale, op.epsilon)
 
 
+def _batch_norm(op: nm.BatchNorm, x: Tensor, *factors: Tensor, training: bool = False) -> Tensor:
+    scale, bias, mean, variance = factors
+    rows = x.reshape(-1, x.shape[-1])
+    y = F.batch_norm(rows, mean, variance, scale, bias, training, op.momentum, op.epsilon)
+    return y.reshape(x.shape)
+
+
 def _plain(function: Callable[..., Tensor]) -> Row:
     """A row for an operation without attributes."""
     return lambda op, *operands: function(*operands)
@@ -279,6 +286,7 @@ TORCH: Final[dict[type[Op], Row]] = {
     nm.Softmax: lambda op, x: x.softmax(op.axis),
     nm.LayerNorm: _layer_norm,
     nm.RmsNorm: _rms_norm,
+    nm.BatchNorm: _batch_norm,
     at.Attention: _attention,
     at.Rope: _rope,
     rc.LinearScan: _linear_scan,
@@ -332,7 +340,11 @@ class GraphModule(nn.Module):
             if part not in home._modules:
                 home.add_module(part, nn.Module())
             home = home.get_submodule(part)
-        home.register_parameter(name, nn.Parameter(torch.tensor(array, dtype=dtype)))
+        tensor = torch.tensor(array, dtype=dtype)
+        if node.op.trained:
+            home.register_parameter(name, nn.Parameter(tensor))
+        else:
+            home.register_buffer(name, tensor)
         self._homes.append((node.results[0], home, name))
 
     def _add_buffer(self, name: str, tensor: Tensor) -> str:
@@ -358,18 +370,18 @@ class GraphModule(nn.Module):
         """
         values: dict[Value, Tensor] = {slot: inputs[name] for name, slot in self._input_slots.items()}
         for slot, home, name in self._homes:
-            values[slot] = home._parameters[name]  # type: ignore[assignment]  # registered above, never None
+            values[slot] = getattr(home, name)
         for slot, name in self._buffer_slots:
             values[slot] = self._buffers[name]  # type: ignore[assignment]
         for row, op, operands, tables, results in self._steps:
             arguments = [values[operand] for operand in operands] + [self._buffers[name] for name in tables]
-            result = row(op, *arguments)
+            result = row(op, *arguments, **({"training": self.training} if isinstance(op, nm.BatchNorm) else {}))
             values.update(zip(results, result if isinstance(result, tuple) else (result,), strict=True))
         return {name: values[slot] for name, slot in self.output_slots}
 
     def export_params(self) -> Params:
         """Parameter values by name, float32 copies on the CPU."""
-        return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in self.named_parameters()}
+        return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
 
 
 def to_module(

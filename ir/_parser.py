@@ -123,7 +123,11 @@ class Parser:
             axes.append(factors)
         self._word("init")
         self._mark("=")
-        return make_op(Parameter, {"label": label, "axes": axes, "init": self._string()}, self._place(start))
+        attributes: dict[str, Any] = {"label": label, "axes": axes, "init": self._string()}
+        if self._peek().kind == "word" and self._peek().text == "fixed":
+            self._word("fixed")
+            attributes["trained"] = False
+        return make_op(Parameter, attributes, self._place(start))
 
     def _constant(self, start: Token) -> tuple[Op, tuple[Value, ...], tuple[TensorType, ...]]:
         if self._peek().kind == "base64":

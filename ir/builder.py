@@ -44,7 +44,7 @@ from ir.ops.elementwise import (
     Tanh,
     Where,
 )
-from ir.ops.normalization import LayerNorm, RmsNorm, Softmax
+from ir.ops.normalization import BatchNorm, LayerNorm, RmsNorm, Softmax
 from ir.ops.reduction import Cumsum, Max, Mean, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
 from ir.ops.structure import Component, ComponentOptions, Constant, Input, Parameter
@@ -143,8 +143,8 @@ class Builder(Mixing, Routing, Spectra):
         """A value given at call time."""
         return self.apply(Input(name, TensorType(tuple(shape), dtype)))
 
-    def parameter(self, name: str, axes: Axes, init: str = "fan_in") -> Tensor:
-        """A trained tensor named by the current scope and `name`; its shape is the product of each tuple of axes.
+    def parameter(self, name: str, axes: Axes, init: str = "fan_in", *, trained: bool = True) -> Tensor:
+        """A tensor of the model named by the current scope and `name`; its shape is the product of each tuple of axes.
 
         Raises:
             GraphError: The name is taken.
@@ -152,7 +152,7 @@ class Builder(Mixing, Routing, Spectra):
         label = f"{self.scope_path}.{name}" if self.scope_path else name
         if label in self._parameters:
             raise GraphError("parameter is defined twice", where=label, hint="use `shared` to read it again")
-        self._parameters[label] = self.apply(Parameter(label, axes, init))
+        self._parameters[label] = self.apply(Parameter(label, axes, init, trained))
         return self._parameters[label]
 
     def shared(self, label: str) -> Tensor:
@@ -306,6 +306,17 @@ class Builder(Mixing, Routing, Spectra):
     def rms_norm(self, x: Tensor, *factors: Tensor, epsilon: float = 1e-5) -> Tensor:
         """Root-mean-square norm over the last axis with optional scale."""
         return self.apply(RmsNorm(epsilon), x, *factors)
+
+    def batch_norm(self, x: Tensor, name: str, *, epsilon: float = 1e-5, scale: float = 1.0) -> Tensor:
+        """Batch norm over the last axis, with parameters `name_scale`, `name_bias`, `name_mean` and `name_variance`."""
+        axes = ((Axis("channels", x.shape[-1]),),)
+        factors = (
+            self.parameter(f"{name}_scale", axes, f"constant({scale:g})"),
+            self.parameter(f"{name}_bias", axes, "constant(0)"),
+            self.parameter(f"{name}_mean", axes, "constant(0)", trained=False),
+            self.parameter(f"{name}_variance", axes, "constant(1)", trained=False),
+        )
+        return self.apply(BatchNorm(epsilon), x, *factors)
 
     # -- shape and indexing ------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -36,7 +36,18 @@ Aliases = Mapping[str, Mapping[str, bool | int | float | str | None]]
 T = TypeVar("T")
 C = TypeVar("C", bound="Component")
 
-KINDS = ("token_mixer", "channel_mixer", "norm", "position", "block", "macro", "stem", "head", "reducer")
+KINDS = (
+    "token_mixer",
+    "channel_mixer",
+    "reducer",
+    "norm",
+    "position",
+    "block",
+    "transition",
+    "macro",
+    "stem",
+    "head",
+)
 
 
 @dataclass(frozen=True)
@@ -79,12 +90,50 @@ def context_option(default: T, *, doc: str = "", choices: Sequence[OptionValue] 
 
 @dataclass(frozen=True)
 class Case:
-    """Options and sizes with which the conformance suite builds a component; sizes are odd on purpose."""
+    """Options and sizes with which the conformance suite builds a component; sizes are odd on purpose.
+
+    Attributes:
+        options: Options, those of the context too.
+        batch: Examples.
+        time: Tokens.
+        d_model: Width.
+        grid: Rows and columns of tokens that lie on an image, for components that are `spatial`; stands for `time`.
+    """
 
     options: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict[str, OptionValue])
     batch: int = 2
     time: int = 7
     d_model: int = 12
+    grid: tuple[int, int] | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """`[B, T, D]`, or `[B, H, W, D]` on a grid."""
+        return (self.batch, *(self.grid or (self.time,)), self.d_model)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A case in which a component must equal another one of its kind: what the paper says it contains.
+
+    Both are built at the sizes of the case and given the same input; tokens on a grid are one sequence to a component
+    that is not spatial. The other component reads its parameters from this one's, by name, unless `adapt` makes them.
+
+    Attributes:
+        says: The claim, such as "a window over all tokens is full attention".
+        case: Options of this component and sizes.
+        other: Key of the other component.
+        options: Its options, those of the context too.
+        values: Parameters of this component that are set to a number throughout, by name.
+        adapt: Makes the other component's parameters out of this one's.
+    """
+
+    says: str
+    case: Case
+    other: str
+    options: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict[str, OptionValue])
+    values: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    adapt: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option, context_option))
@@ -96,12 +145,14 @@ class Component(ABC):  # noqa: B024 (what `build` takes depends on the kind)
         paper: Where the equation comes from: authors, year, title, identifier.
         aliases: Other names in a search space, each with the options it presets.
         cases: What the conformance suite builds.
+        limits: Cases in which it equals another component.
     """
 
     kind: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     aliases: ClassVar[Aliases] = {}
     cases: ClassVar[tuple[Case, ...]] = (Case(),)
+    limits: ClassVar[tuple[Limit, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -151,15 +202,17 @@ def _check_value(where: str, value: OptionValue, spec: OptionSpec) -> None:
 
 
 class TokenMixer(Component):
-    """Mixes along the token axis: `[B, T, D] -> [B, T, D]`.
+    """Mixes along the token axis: `[B, T, D] -> [B, T, D]`, or over the plane if spatial: `[B, H, W, D]` to the same.
 
     Class attributes:
+        spatial: Whether its tokens lie on the grid of an image.
         causality: `causal` always, `bidirectional` never, or `either` by the context option `causal`.
         growth: Exponent of FLOPs in T for long T, everything but the projections' share counted.
         forms: Values of the option `form` that compute the same function, if it has one.
     """
 
     kind = "token_mixer"
+    spatial: ClassVar[bool] = False
     causality: ClassVar[Causality] = "either"
     growth: ClassVar[float] = 1.0
     forms: ClassVar[tuple[str, ...]] = ()
@@ -173,17 +226,34 @@ class TokenMixer(Component):
         """Why this mixer cannot be built at a width, or None if it can."""
         return None
 
+    def check_tokens(self, tokens: tuple[int, ...]) -> str | None:
+        """Why this mixer cannot mix so many tokens, `(T,)` or `(H, W)`, or None if it can."""
+        return None
+
     def growth_exponent(self) -> float:
         """Exponent of FLOPs in T with these options; `growth` unless an option changes it."""
         return self.growth
 
     @abstractmethod
     def build(self, b: Builder, x: Tensor) -> Tensor:
-        """Add the mixer's nodes for x `[B, T, D]`; returns `[B, T, D]`."""
+        """Add the mixer's nodes for x `[B, T, D]`, or `[B, H, W, D]` if spatial; the result has the shape of x."""
 
     @abstractmethod
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         """The paper's equation in numpy, parameters by their names inside the component."""
+
+    def build_with_weights(self, b: Builder, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `build` for x `[B, T, D]`, and the attention weights `[B, H, T, T]` that reducers decide by.
+
+        Raises:
+            GraphError: The mixer has none.
+        """
+        raise GraphError(
+            "a reducer asks for attention weights that this token mixer does not have",
+            where=self.key(),
+            expected="a token mixer such as softmax_attention",
+            found=self.key(),
+        )
 
     def state(self, batch: int, d_model: int, max_len: int) -> State:
         """Types of what a causal mixer carries from token to token, for up to `max_len` tokens."""
@@ -200,9 +270,19 @@ class TokenMixer(Component):
 
 
 class ChannelMixer(Component):
-    """Mixes channels of each token by itself: `[..., D] -> [..., D]`."""
+    """Mixes channels: `[..., D] -> [..., D]`, of each token by itself unless spatial.
+
+    Class attributes:
+        spatial: Whether it also looks at near tokens on the grid of an image, `[B, H, W, D]`, as a convolution between
+            its matrices does.
+    """
 
     kind = "channel_mixer"
+    spatial: ClassVar[bool] = False
+
+    def check(self, d_model: int) -> str | None:
+        """Why this mixer cannot be built at a width, or None if it can."""
+        return None
 
     @abstractmethod
     def build(self, b: Builder, x: Tensor) -> Tensor:
@@ -214,13 +294,51 @@ class ChannelMixer(Component):
 
 
 class Norm(Component):
-    """Normalises each token: `[..., D] -> [..., D]`."""
+    """Normalises tokens: `[..., D] -> [..., D]`.
+
+    Class attributes:
+        tokenwise: Whether each token is normalised by itself.
+    """
 
     kind = "norm"
+    tokenwise: ClassVar[bool] = True
 
     @abstractmethod
     def build(self, b: Builder, x: Tensor) -> Tensor:
         """Add the nodes for x `[..., D]`."""
+
+    @abstractmethod
+    def reference(self, params: Mapping[str, Array], x: Array) -> Array:
+        """The equation in numpy."""
+
+
+class Reducer(Component):
+    """Leaves fewer tokens between a layer's two branches: `[B, T, D] -> [B, M, D]`, M known when the graph is built.
+
+    Class attributes:
+        needs_attention: Whether it decides by the weights of the layer's attention, `[B, H, T, T]`.
+    """
+
+    kind = "reducer"
+    needs_attention: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, b: Builder, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Add the nodes for x `[B, T, D]` and, if needed, the attention weights `[B, H, T, T]`."""
+
+    @abstractmethod
+    def reference(self, params: Mapping[str, Array], x: Array, weights: Array | None) -> Array:
+        """The equation in numpy."""
+
+
+class Transition(Component):
+    """Brings tokens on a grid from one stage of a pyramid to the next: `[B, H, W, C] -> [B, H', W', D]`."""
+
+    kind = "transition"
+
+    @abstractmethod
+    def build(self, b: Builder, x: Tensor, d_model: int) -> Tensor:
+        """Add the nodes for x `[B, H, W, C]`; returns `[B, H', W', d_model]`."""
 
     @abstractmethod
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:

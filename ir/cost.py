@@ -24,9 +24,10 @@ class Cost:
     """Cost of one evaluation of a graph.
 
     Attributes:
-        params: Elements of all parameters.
+        params: Elements of the parameters that are trained.
         param_bytes: Bytes of all parameters.
         flops: Floating-point operations; a multiply-add counts two.
+        macs: Multiply-adds of matrix products, convolutions, attention and recurrences, which papers print as FLOPs.
         bytes_moved: Bytes read and written if nothing stayed in cache between nodes.
         peak_activation_bytes: Most bytes of inputs and intermediate values alive at once, nodes run in order.
     """
@@ -34,6 +35,7 @@ class Cost:
     params: int
     param_bytes: int
     flops: int
+    macs: int
     bytes_moved: int
     peak_activation_bytes: int
 
@@ -45,11 +47,13 @@ class NodeCost:
     Attributes:
         node: The node.
         flops: Its floating-point operations.
+        macs: Its multiply-adds, see `Cost`.
         bytes_moved: Bytes it reads and writes.
     """
 
     node: Node
     flops: int
+    macs: int
     bytes_moved: int
 
 
@@ -60,11 +64,12 @@ def profile(graph: Graph) -> Cost:
         GraphError: The graph holds component nodes, whose cost only their bodies tell.
     """
     costs = node_costs(graph)
-    parameters = [cost.node.types[0] for cost in costs if isinstance(cost.node.op, Parameter)]
+    parameters = [cost.node.op for cost in costs if isinstance(cost.node.op, Parameter)]
     return Cost(
-        params=sum(kind.size for kind in parameters),
-        param_bytes=sum(kind.size_bytes for kind in parameters),
+        params=sum(parameter.infer().size for parameter in parameters if parameter.trained),
+        param_bytes=sum(parameter.infer().size_bytes for parameter in parameters),
         flops=sum(cost.flops for cost in costs),
+        macs=sum(cost.macs for cost in costs),
         bytes_moved=sum(cost.bytes_moved for cost in costs),
         peak_activation_bytes=peak_activation_bytes(graph),
     )
@@ -83,7 +88,10 @@ def _node_cost(graph: Graph, node: Node) -> NodeCost:
     if isinstance(node.op, Component):
         raise GraphError("a component has no cost by itself", where=node.path, hint="run expand_components first")
     operands = graph.operand_types(node)
-    return NodeCost(node, node.op.flops(operands, node.types), node.op.bytes_moved(operands, node.types))
+    op = node.op
+    return NodeCost(
+        node, op.flops(operands, node.types), op.macs(operands, node.types), op.bytes_moved(operands, node.types)
+    )
 
 
 def peak_activation_bytes(graph: Graph) -> int:

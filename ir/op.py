@@ -63,6 +63,10 @@ class Op(ABC):
         """Floating-point operations; a multiply-add counts two. Default: none (moves data only)."""
         return 0
 
+    def macs(self, operands: Types, results: Types) -> int:
+        """Multiply-adds, of operations that are products in the main; none for others."""
+        return 0
+
     def bytes_moved(self, operands: Types, results: Types) -> int:
         """Bytes read and written if nothing stays in cache. Default: all operands and results once."""
         return sum(t.size_bytes for t in operands) + sum(t.size_bytes for t in results)

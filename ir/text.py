@@ -83,7 +83,9 @@ def _joined(*parts: str) -> str:
 
 def _parameter(op: Parameter) -> str:
     dimensions = ["(" + ", ".join(f"{_name(axis.name)}={axis.size}" for axis in factors) + ")" for factors in op.axes]
-    return _joined("parameter", _quoted(op.label), *dimensions, f"init={_quoted(op.init)}")
+    return _joined(
+        "parameter", _quoted(op.label), *dimensions, f"init={_quoted(op.init)}", "" if op.trained else "fixed"
+    )
 
 
 def _changed(node: Node) -> dict[str, Any]:

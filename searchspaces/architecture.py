@@ -53,13 +53,32 @@ class ComponentConfig:
         return f"{self.key}({options})" if options else self.key
 
 
+NO_REDUCER = ComponentConfig("none")
+
+
 @dataclass(frozen=True)
 class LayerConfig:
-    """One block: how it is wired and what it mixes with."""
+    """One block: how it is wired and what it mixes with; a reducer stands between its two branches."""
 
     wiring: ComponentConfig
     token_mixer: ComponentConfig
     channel_mixer: ComponentConfig
+    reducer: ComponentConfig = NO_REDUCER
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Layers of one width.
+
+    Attributes:
+        d_model: Width of the residual stream.
+        layers: Blocks from the stage's input to its output.
+        transition: How tokens enter the stage; None in the first, whose tokens the stem makes.
+    """
+
+    d_model: int
+    layers: tuple[LayerConfig, ...]
+    transition: ComponentConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -67,26 +86,39 @@ class ModelConfig:
     """Everything a macro needs besides the task's signature.
 
     Attributes:
-        d_model: Width of the residual stream.
-        depth: Number of layers, `len(layers)`.
-        norm: Normalisation of every block and of the output.
+        stages: Parts of equal width from the input to the output; one makes an isotropic model, several a pyramid.
+        norm: Normalisation of every block, and of the output unless `final_norm` says otherwise.
         position: How positions enter the model.
         causal: True for a decoder, False for a bidirectional encoder.
-        layers: Blocks from the input to the output.
         stem: None takes the usual one for the signature, see `stem_for`.
         head: None takes the usual one for the signature, see `head_for`.
-        macro: Key of the macro that assembles the model.
+        final_norm: Norm before the head; None takes `norm`.
+        macro: What assembles the model.
     """
 
-    d_model: int
-    depth: int
+    stages: tuple[StageConfig, ...]
     norm: ComponentConfig
     position: ComponentConfig
     causal: bool
-    layers: tuple[LayerConfig, ...]
     stem: ComponentConfig | None = None
     head: ComponentConfig | None = None
-    macro: str = "isotropic"
+    final_norm: ComponentConfig | None = None
+    macro: ComponentConfig = ComponentConfig("staged")
+
+    @property
+    def d_model(self) -> int:
+        """Width of the first stage."""
+        return self.stages[0].d_model
+
+    @property
+    def layers(self) -> tuple[LayerConfig, ...]:
+        """Blocks of all stages."""
+        return tuple(layer for stage in self.stages for layer in stage.layers)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
 
     def stem_for(self, signature: Signature) -> ComponentConfig:
         """Return the stem, the usual one for the signature's modality where the space names none."""
@@ -133,7 +165,8 @@ class Architecture:
         Raises:
             InputError: The architecture does not fit the signature.
         """
-        macro: Any = default_registry().get("macro", self.model.macro)()
+        chosen = self.model.macro
+        macro: Any = default_registry().get("macro", chosen.key).create(chosen.values)
         graph: Graph = macro.build_model(
             self.model, signature, batch=batch, seq_len=seq_len, mode=mode, max_len=max_len, expanded=expanded
         )
@@ -147,10 +180,9 @@ class Architecture:
         """Say on one line what the model is, defaults left out; runs of equal layers are counted."""
         model = self.model
         whole = [("position", model.position), ("norm", model.norm), ("stem", model.stem), ("head", model.head)]
-        parts = [f"d_model {model.d_model}", f"depth {model.depth}"]
+        parts = [f"d_model {'-'.join(str(stage.d_model) for stage in model.stages)}", f"depth {model.depth}"]
         parts += [f"{kind} {_brief(kind, part)}" for kind, part in whole if part]
-        runs = [(len(list(run)), layer) for layer, run in itertools.groupby(model.layers)]
-        return f"{', '.join(parts)}: {' + '.join(f'{count} x [{_layer_text(layer)}]' for count, layer in runs)}"
+        return f"{', '.join(parts)}: {' | '.join(_stage_text(stage) for stage in model.stages)}"
 
     def __str__(self) -> str:
         return self.describe()
@@ -159,16 +191,18 @@ class Architecture:
         """Return plain data for JSON; `from_dict` reads it back."""
         model = self.model
         return {
-            "macro": model.macro,
-            "d_model": model.d_model,
-            "depth": model.depth,
+            "macro": _component_data(model.macro),
             "causal": model.causal,
-            "position": _component_data(model.position),
-            "norm": _component_data(model.norm),
-            "stem": _component_data(model.stem),
-            "head": _component_data(model.head),
-            "layers": [
-                {slot: _component_data(getattr(layer, slot)) for slot in _LAYER_SLOTS} for layer in model.layers
+            **{slot: _component_data(getattr(model, slot)) for slot in _MODEL_SLOTS},
+            "stages": [
+                {
+                    "d_model": stage.d_model,
+                    "transition": _component_data(stage.transition),
+                    "layers": [
+                        {slot: _component_data(getattr(layer, slot)) for slot in LAYER_SLOTS} for layer in stage.layers
+                    ],
+                }
+                for stage in model.stages
             ],
         }
 
@@ -180,31 +214,56 @@ class Architecture:
             InputError: A key is missing or unknown, or a value is of the wrong type.
         """
         _check_keys(data, _MODEL_KEYS, "architecture")
-        layers = data["layers"]
-        if not _is_list(layers) or not layers:
-            raise _malformed("architecture.layers", "a list of layers", layers)
+        whole = {slot: _optional(data[slot], f"architecture.{slot}") for slot in _MODEL_SLOTS}
         model = ModelConfig(
-            d_model=_checked(data["d_model"], int, "architecture.d_model"),
-            depth=_checked(data["depth"], int, "architecture.depth"),
+            stages=tuple(
+                _stage(stage, f"architecture.stages[{index}]")
+                for index, stage in enumerate(_filled_list(data["stages"], "architecture.stages"))
+            ),
             causal=_checked(data["causal"], bool, "architecture.causal"),
             norm=_component(data["norm"], "architecture.norm"),
             position=_component(data["position"], "architecture.position"),
-            layers=tuple(_layer(layer, f"architecture.layers[{index}]") for index, layer in enumerate(layers)),
-            stem=None if data["stem"] is None else _component(data["stem"], "architecture.stem"),
-            head=None if data["head"] is None else _component(data["head"], "architecture.head"),
-            macro=_checked(data["macro"], str, "architecture.macro"),
+            stem=whole["stem"],
+            head=whole["head"],
+            final_norm=whole["final_norm"],
+            macro=_component(data["macro"], "architecture.macro"),
         )
-        if model.depth != len(model.layers):
-            raise _malformed("architecture.depth", f"{len(model.layers)}, the number of layers", model.depth)
         return cls(model)
 
 
-_LAYER_SLOTS = ("wiring", "token_mixer", "channel_mixer")
-_MODEL_KEYS = ("macro", "d_model", "depth", "causal", "position", "norm", "stem", "head", "layers")
+LAYER_SLOTS = ("wiring", "token_mixer", "channel_mixer", "reducer")
+_MODEL_SLOTS = ("position", "norm", "final_norm", "stem", "head")
+_MODEL_KEYS = ("macro", "causal", *_MODEL_SLOTS, "stages")
+
+
+def _stage(data: Any, where: str) -> StageConfig:
+    _check_keys(data, ("d_model", "transition", "layers"), where)
+    layers = _filled_list(data["layers"], f"{where}.layers")
+    return StageConfig(
+        _checked(data["d_model"], int, f"{where}.d_model"),
+        tuple(_layer(layer, f"{where}.layers[{index}]") for index, layer in enumerate(layers)),
+        _optional(data["transition"], f"{where}.transition"),
+    )
+
+
+def _filled_list(data: Any, where: str) -> list[Any]:
+    if not _is_list(data) or not data:
+        raise _malformed(where, "a list", data)
+    return data
+
+
+def _optional(data: Any, where: str) -> ComponentConfig | None:
+    return None if data is None else _component(data, where)
+
+
+def _stage_text(stage: StageConfig) -> str:
+    runs = [(len(list(run)), layer) for layer, run in itertools.groupby(stage.layers)]
+    return " + ".join(f"{count} x [{_layer_text(layer)}]" for count, layer in runs)
 
 
 def _layer_text(layer: LayerConfig) -> str:
-    mixers = (("token_mixer", layer.token_mixer), ("channel_mixer", layer.channel_mixer), ("block", layer.wiring))
+    mixers = [("token_mixer", layer.token_mixer), ("channel_mixer", layer.channel_mixer), ("block", layer.wiring)]
+    mixers += [("reducer", layer.reducer)] if layer.reducer != NO_REDUCER else []
     return ", ".join(_brief(kind, config) for kind, config in mixers)
 
 
@@ -225,8 +284,8 @@ def _option_data(value: OptionValue) -> Any:
 
 
 def _layer(data: Any, where: str) -> LayerConfig:
-    _check_keys(data, _LAYER_SLOTS, where)
-    return LayerConfig(*(_component(data[slot], f"{where}.{slot}") for slot in _LAYER_SLOTS))
+    _check_keys(data, LAYER_SLOTS, where)
+    return LayerConfig(*(_component(data[slot], f"{where}.{slot}") for slot in LAYER_SLOTS))
 
 
 def _component(data: Any, where: str) -> ComponentConfig:

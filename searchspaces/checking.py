@@ -20,8 +20,9 @@ from searchspaces.domains import Axis, ComponentDomain, Context, SlotDomain
 from searchspaces.registry import Entry, Registry, UnknownComponent, default_options
 from searchspaces.schema import LayerSlotSection, SlotSection, written
 from searchspaces.violations import shown
-from searchspaces.yaml_source import DataPath, Source
+from searchspaces.yaml_source import DataPath, Source, format_path
 
+_SECTIONS = ("model", "block", "stages")
 _TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a word", types.NoneType: "null"}
 
 
@@ -39,7 +40,7 @@ class Checker:
     registry: Registry
     causal: bool
 
-    def slot(self, kind: str, section: SlotSection, path: tuple[str, ...]) -> SlotDomain:
+    def slot(self, kind: str, section: SlotSection | LayerSlotSection, path: DataPath) -> SlotDomain:
         """Return what may fill a slot.
 
         Args:
@@ -51,12 +52,18 @@ class Checker:
             SpaceError: A component or option is unknown, given twice, of the wrong type or out of bounds, or a
                 mixer looks ahead in a decoder.
         """
-        entries: list[ComponentDomain] = []
-        for index, item in enumerate(section.choice):
+        if isinstance(section, LayerSlotSection) and section.pattern is not None:
+            turns: list[SlotDomain] = []
+            for index, turn in enumerate(section.pattern):
+                turns += [self.slot(kind, turn.slot, (*path, "pattern", index))] * turn.times
+            entries = tuple({id(entry): entry for turn in turns for entry in turn.entries}.values())
+            return SlotDomain(kind, format_path(path), entries, pattern=tuple(turns))
+        found: list[ComponentDomain] = []
+        for index, item in enumerate(section.choice or ()):
             ((name, options),) = item.items()
             place = self.source.resolve((*path, "choice", index, name))
-            entry = self._component(kind, name, options, place)
-            if any(_overlap(entry, other) for other in entries):
+            entry = self._component(kind, _place_name(path), name, options, place)
+            if any(_overlap(entry, other) for other in found):
                 raise self.source.error(
                     f"`{name}` is offered twice",
                     place,
@@ -65,35 +72,39 @@ class Checker:
                     hint="merge the two: give each option a {choice: [...]}",
                     at_key=True,
                 )
-            entries.append(entry)
+            found.append(entry)
         per_layer = isinstance(section, LayerSlotSection) and section.per_layer
-        return SlotDomain(kind, ".".join(path), tuple(entries), per_layer)
+        return SlotDomain(kind, format_path(path), tuple(found), per_layer)
 
-    def check_fit(self, slot: SlotDomain, contexts: Sequence[Context]) -> None:
+    def check_fit(self, slot: SlotDomain, contexts: Sequence[Context], path: DataPath) -> None:
         """Check that each component of a slot can be built in some context.
 
         Raises:
             SpaceError: One cannot, whatever is chosen for its options and above it.
         """
-        for index, entry in enumerate(slot.entries):
+        for index, part in enumerate(slot.pattern):
+            self.check_fit(part, contexts, (*path, "pattern", index))
+        for index, entry in enumerate(() if slot.pattern else slot.entries):
             problem = entry.first_problem(contexts)
             if problem:
                 widths = sorted({context.d_model for context in contexts})
                 raise self.source.error(
                     f"`{entry.label}` can never be built",
-                    self.source.resolve((*slot.path.split("."), "choice", index, entry.label)),
+                    self.source.resolve((*path, "choice", index, entry.label)),
                     expected=f"options that fit d_model {_listed(widths)}",
                     found=problem,
-                    hint="change its options or model.d_model so that at least one combination fits",
+                    hint="change its options or the width so that at least one combination fits",
                     at_key=True,
                 )
 
-    def _component(self, kind: str, name: str, options: Mapping[str, Any], path: DataPath) -> ComponentDomain:
+    def _component(
+        self, kind: str, slot: str, name: str, options: Mapping[str, Any], path: DataPath
+    ) -> ComponentDomain:
         try:
             entry = self.registry.lookup(kind, name)
         except UnknownComponent as error:
             raise self.source.error(
-                f"unknown {str(path[1]).replace('_', ' ')} `{name}`",
+                f"unknown {slot} `{name}`",
                 path,
                 expected=error.expected,
                 found=error.found,
@@ -193,6 +204,11 @@ def _accepted_types(component: type[Component], name: str) -> tuple[type, ...]:
         literals: tuple[object, ...] = get_args(member) if get_origin(member) is Literal else ()
         kinds |= {type(literal): None for literal in literals} or {member: None}
     return tuple(kinds)
+
+
+def _place_name(path: DataPath) -> str:
+    """Name the place in the model that a path leads to."""
+    return next(part for part in path if isinstance(part, str) and part not in _SECTIONS).replace("_", " ")
 
 
 def _why_not(name: str, label: str, entry: Entry) -> str:

@@ -178,31 +178,48 @@ class SlotDomain:
     Attributes:
         kind: Kind of component.
         path: `block.token_mixer`.
-        entries: Components on offer.
+        entries: Components on offer; all of the pattern, if there is one.
         per_layer: Each layer draws its own.
+        pattern: Slots that the layers take in turn, from the first of their stage on; empty where all are alike.
     """
 
     kind: str
     path: str
     entries: tuple[ComponentDomain, ...]
     per_layer: bool = False
+    pattern: tuple[SlotDomain, ...] = ()
 
-    def place(self, layer: int | None = None) -> Place:
-        """Return the slot at a layer, or its one place where layers share it."""
-        path = self.path if layer is None else f"{self.path}[{layer}]"
+    def place(self, layer: int = 0) -> Place:
+        """Return the place that fills the slot at a layer; layers may share it."""
+        if self.pattern:
+            return self.pattern[layer % len(self.pattern)].place()
+        return self._place(f"{self.path}[{layer}]" if self.per_layer else self.path)
+
+    def _place(self, path: str) -> Place:
         component = Axis(path, tuple(entry.label for entry in self.entries))
         options = tuple(
             tuple(Axis(f"{path}.{entry.label}.{name}", values) for name, values in entry.free) for entry in self.entries
         )
         return Place(path, self.entries, component, options)
 
+    def offered(self) -> tuple[Place, ...]:
+        """Return what the slot offers, whatever the layer: one place, or one for each turn of a pattern."""
+        if self.pattern:
+            return tuple(place for part in self.pattern for place in part.offered())
+        return (self._place(self.path),)
+
     def places(self, depth: int) -> tuple[Place, ...]:
         """Return the places of a model with this many layers: one for each, or one for all."""
+        if self.pattern:
+            return tuple(part.place() for part in self.pattern[:depth])
         return tuple(self.place(layer) for layer in range(depth)) if self.per_layer else (self.place(),)
 
-    def count_valid(self, context: Context, *, without: frozenset[str] = frozenset()) -> int:
-        """Count the ways to fill the slot once, leaving out the components of some keys."""
-        return sum(entry.count_valid(context) for entry in self.entries if entry.key not in without)
+    def count_valid(self, context: Context, depth: int = 1, *, without: frozenset[str] = frozenset()) -> int:
+        """Count the ways to fill the slot in so many layers, leaving out the components of some keys."""
+        if self.pattern:
+            return math.prod(part.count_valid(context, without=without) for part in self.pattern[:depth])
+        ways = sum(entry.count_valid(context) for entry in self.entries if entry.key not in without)
+        return ways ** (depth if self.per_layer else 1)
 
 
 @lru_cache(maxsize=2**16)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Generic, Literal, TypeVar
 
 from ir.component import Case, Component
 from ir.op import Array
+from ir.types import Axes
 
 if TYPE_CHECKING:
     from ir.builder import Builder, Tensor
@@ -33,6 +34,10 @@ ACTIVATIONS: Final[dict[str, Callable[[Builder, Tensor], Tensor]]] = {
 """Activations by name; relu2 is the squared ReLU (So et al. 2021, "Primer", arXiv 2109.08668)."""
 
 
+def _unchanged(x: X) -> X:
+    return x
+
+
 @dataclass(frozen=True)
 class LayerParts(Generic[X]):
     """What a wiring puts together, as functions on tensors of a graph or on numpy arrays.
@@ -41,26 +46,32 @@ class LayerParts(Generic[X]):
         mix: The token mixer.
         channel: The channel mixer; None leaves that branch of the layer out.
         norm: A norm by its name in the layer; each name has its own parameters.
+        parameter: A parameter of the wiring itself, by name, axes and initial distribution.
+        reduce: The reducer, to be called on what the first branch leaves; gives back its argument where there is none.
     """
 
     mix: Callable[[X], X]
     channel: Callable[[X], X] | None
     norm: Callable[[str, X], X]
+    parameter: Callable[[str, Axes, str], X]
+    reduce: Callable[[X], X] = _unchanged
 
 
 class Block(Component):
-    """A wiring: one layer `[B, T, D] -> [B, T, D]` out of its parts.
+    """A wiring: one layer `[..., D] -> [..., D]` out of its parts; with a reducer it leaves fewer tokens.
 
     Class attributes:
         normalises_output: Whether a norm is the last thing a layer does, so that a model needs none after it.
+        reduces: Whether it has a place for a reducer.
     """
 
     kind = "block"
     normalises_output: ClassVar[bool] = False
+    reduces: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
-        """Add the layer's nodes for x `[B, T, D]`."""
+        """Add the layer's nodes for x `[B, T, D]` or `[B, H, W, D]`."""
 
     @abstractmethod
     def reference(self, x: Array, layer: LayerParts[Array]) -> Array:
@@ -92,9 +103,13 @@ class Stem(Component):
     def num_tokens(self, signature: Signature) -> int:
         """Tokens that one example becomes."""
 
+    def grid(self, signature: Signature) -> tuple[int, int] | None:
+        """Rows and columns of the tokens where they are an image in row order, else None."""
+        return None
+
     @abstractmethod
     def build(self, b: Builder, x: Tensor, d_model: int, signature: Signature) -> Tensor:
-        """Add the nodes from a signature's input to `[B, T, D]`."""
+        """Add the nodes from a signature's input to `[B, T, D]`, or to `[B, H, W, D]` where the tokens have a grid."""
 
     @abstractmethod
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:

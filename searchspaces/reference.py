@@ -6,7 +6,7 @@ Shape letters: B batch, T tokens, H heads, K head size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -84,3 +84,35 @@ def split_heads(x: Array, num_heads: int) -> Array:
 def merge_heads(x: Array) -> Array:
     """`[B, T, H, K]` to `[B, T, H * K]`."""
     return np.reshape(x, (*x.shape[:2], -1))
+
+
+def convolve(
+    x: Array, kernel: Array, stride: int = 1, padding: int | None = None, groups: int = 1, dilation: int = 1
+) -> Array:
+    """Two-dimensional cross-correlation of x `[B, H, W, C]` with a kernel `[K, L, C / groups, O]`, zeros around x.
+
+    The padding is the same on all sides, by default what keeps the size at stride 1.
+    """
+    height, width, depth, outputs = kernel.shape
+    around = (dilation * (height - 1) // 2, dilation * (width - 1) // 2) if padding is None else (padding, padding)
+    padded = np.pad(x, ((0, 0), (around[0], around[0]), (around[1], around[1]), (0, 0)))
+    rows = (padded.shape[1] - dilation * (height - 1) - 1) // stride + 1
+    columns = (padded.shape[2] - dilation * (width - 1) - 1) // stride + 1
+    y, fan = np.zeros((x.shape[0], rows, columns, outputs)), outputs // groups
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * stride, j * stride
+            seen = padded[:, top : top + dilation * height : dilation, left : left + dilation * width : dilation]
+            seen = seen[:, :height, :width]
+            for g in range(groups):
+                own = seen[..., g * depth : (g + 1) * depth]
+                y[:, i, j, g * fan : (g + 1) * fan] = np.einsum(
+                    "bklc,klco->bo", own, kernel[..., g * fan : (g + 1) * fan]
+                )
+    return y
+
+
+def batch_norm(params: Mapping[str, Array], name: str, x: Array, epsilon: float = 1e-5) -> Array:
+    """Batch norm by the running statistics of the parameters that `Builder.batch_norm` makes under a name."""
+    centred = (x - params[f"{name}_mean"]) / np.sqrt(params[f"{name}_variance"] + epsilon)
+    return centred * params[f"{name}_scale"] + params[f"{name}_bias"]

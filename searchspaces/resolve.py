@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ir.component import ChannelMixer, Component, Norm, Position, TokenMixer
+from ir.component import ChannelMixer, Component, Norm, Position, Reducer, TokenMixer, Transition
 from ir.errors import GraphError, SpaceError
 from ir.ops.structure import OptionValue
 from searchspaces.parts import Block, Head, Stem
 from searchspaces.registry import default_registry
 
 if TYPE_CHECKING:
-    from searchspaces.architecture import ComponentConfig, LayerConfig, ModelConfig
+    from searchspaces.architecture import ComponentConfig, LayerConfig, ModelConfig, StageConfig
     from searchspaces.signature import Signature
 
 PartClass = TypeVar("PartClass", bound=Component, covariant=True)
@@ -29,11 +29,21 @@ class Part(Generic[PartClass]):
 
 @dataclass(frozen=True)
 class LayerModel:
-    """The components of one layer; no channel mixer where the configuration says `none`."""
+    """The components of one layer; None for the channel mixer or reducer `none`."""
 
     wiring: Block
     token_mixer: Part[TokenMixer]
     channel_mixer: Part[ChannelMixer] | None
+    reducer: Reducer | None
+
+
+@dataclass(frozen=True)
+class StageModel:
+    """The components of one stage."""
+
+    d_model: int
+    transition: Transition | None
+    layers: tuple[LayerModel, ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,8 @@ class ModelParts:
     stem: Stem
     position: Position
     norm: Part[Norm]
-    layers: tuple[LayerModel, ...]
+    final_norm: Part[Norm]
+    stages: tuple[StageModel, ...]
     head: Head
 
 
@@ -61,12 +72,35 @@ def resolve_model(model: ModelConfig, signature: Signature) -> ModelParts:
     for name, problem in (("stem", stem.check(signature)), ("head", head.check(signature))):
         if problem:
             raise SpaceError(f"the {name} does not fit the task", where=name, found=problem)
-    layers = tuple(_layer(model, layer, f"layers.{index}") for index, layer in enumerate(model.layers))
-    return ModelParts(stem, position.component, _part(Norm, "norm", model.norm, "norm"), layers, head)
+    stages: list[StageModel] = []
+    above = 0
+    for index, stage in enumerate(model.stages):
+        stages.append(_stage(model, stage, index, above))
+        above += len(stage.layers)
+    norm = _part(Norm, "norm", model.norm, "norm")
+    final = norm if model.final_norm is None else _part(Norm, "norm", model.final_norm, "final_norm")
+    return ModelParts(stem, position.component, norm, final, tuple(stages), head)
 
 
-def _layer(model: ModelConfig, layer: LayerConfig, where: str) -> LayerModel:
-    context: Context = {"causal": model.causal, "position": model.position.key}
+def _stage(model: ModelConfig, stage: StageConfig, index: int, above: int) -> StageModel:
+    """Make a stage; `above` layers come before it."""
+    if (stage.transition is None) != (index == 0):
+        raise SpaceError(
+            "the stem leads to the first stage and a transition to each other one",
+            where=f"stages[{index}].transition",
+            expected="no transition" if index == 0 else "a transition",
+            found=str(stage.transition),
+        )
+    transition = None
+    if stage.transition is not None:
+        transition = _part(Transition, "transition", stage.transition, f"stages[{index}].transition").component
+    layers = tuple(_layer(model, stage.d_model, layer, above + number) for number, layer in enumerate(stage.layers))
+    return StageModel(stage.d_model, transition, layers)
+
+
+def _layer(model: ModelConfig, d_model: int, layer: LayerConfig, index: int) -> LayerModel:
+    where = f"layers.{index}"
+    context: Context = {"causal": model.causal, "position": model.position.key, "layer": index + 1}
     mixer = _part(TokenMixer, "token_mixer", layer.token_mixer, f"{where}.mixer", context)
     if model.causal and not mixer.component.is_causal:
         raise SpaceError(
@@ -75,12 +109,26 @@ def _layer(model: ModelConfig, layer: LayerConfig, where: str) -> LayerModel:
             expected="a token mixer that can be causal",
             found=str(layer.token_mixer),
         )
-    problem = mixer.component.check(model.d_model)
+    problem = mixer.component.check(d_model)
     if problem:
         raise SpaceError("the token mixer cannot be built", where=f"{where}.mixer", found=problem)
-    absent = layer.channel_mixer.key == "none"
-    channel = None if absent else _part(ChannelMixer, "channel_mixer", layer.channel_mixer, f"{where}.channel_mixer")
-    return LayerModel(_part(Block, "block", layer.wiring, f"{where}.wiring").component, mixer, channel)
+    channel = reducer = None
+    if layer.channel_mixer.key != "none":
+        channel = _part(ChannelMixer, "channel_mixer", layer.channel_mixer, f"{where}.channel_mixer", context)
+        problem = channel.component.check(d_model)
+        if problem:
+            raise SpaceError("the channel mixer cannot be built", where=f"{where}.channel_mixer", found=problem)
+    if layer.reducer.key != "none":
+        reducer = _part(Reducer, "reducer", layer.reducer, f"{where}.reducer", context).component
+    wiring = _part(Block, "block", layer.wiring, f"{where}.wiring", context).component
+    if reducer is not None and not wiring.reduces:
+        raise SpaceError(
+            "this wiring has no place for a reducer",
+            where=f"{where}.wiring",
+            expected="a wiring such as pre_norm",
+            found=str(layer.wiring),
+        )
+    return LayerModel(wiring, mixer, channel, reducer)
 
 
 def _part(

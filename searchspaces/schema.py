@@ -7,6 +7,7 @@ that a mixer is a name or a name with options. Every violation becomes one `Spac
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, cast
 
@@ -23,8 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from ir.errors import did_you_mean
+from ir.errors import InputError, did_you_mean
 from ir.ops.structure import OptionValue
+from searchspaces.signature import Modality, Output, Signature
 from searchspaces.violations import first_error, shown, violation
 from searchspaces.yaml_source import MAX_MAGNITUDE, Source, is_list, is_mapping
 
@@ -33,6 +35,8 @@ MAX_RANGE_POINTS = 10**6
 MAX_WIDTH = 65_536
 MAX_DEPTH = 256
 MAX_SEQ_LEN = 2**20
+SHAPES = "shapes"  # the task of a space that gives a signature alone
+_TURNS = re.compile(r"(?P<name>\w+) x (?P<times>[1-9]\d{0,2})")
 
 
 class _Section(BaseModel):
@@ -226,7 +230,7 @@ def _as_slot(value: Any) -> Any:
     """Rewrite a single component as a choice of one."""
     if isinstance(value, str):
         return {"choice": [value]}
-    if is_mapping(value) and ("choice" in value or "per_layer" in value):
+    if is_mapping(value) and ("choice" in value or "per_layer" in value or "pattern" in value):
         return value
     if is_mapping(value) and len(value) == 1 and "range" not in value:
         return {"choice": [value]}
@@ -247,13 +251,52 @@ class SlotSection(_Section):
     choice: Annotated[list[Entry], Field(min_length=1)]
 
 
-class LayerSlotSection(SlotSection):
-    """A place in every block; `per_layer` lets each layer draw its own."""
-
-    per_layer: bool = False
-
-
 Slot: TypeAlias = Annotated[SlotSection, BeforeValidator(_as_slot)]
+
+
+def _as_turn(value: Any) -> Any:
+    """Rewrite `gla x 3` and `{gla x 3: {...}}` as a slot that comes three times in a row."""
+    name = value if isinstance(value, str) else next(iter(value)) if is_mapping(value) and len(value) == 1 else ""
+    found = _TURNS.fullmatch(name)
+    if found is None:
+        return {"slot": value}
+    options = value[name] if is_mapping(value) else {}
+    return {"slot": {found["name"]: options}, "times": int(found["times"])}
+
+
+class TurnSection(_Section):
+    """One turn of a pattern."""
+
+    slot: Slot
+    times: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = 1
+
+
+class LayerSlotSection(_Section):
+    """A place in every block; `per_layer` lets each layer draw its own, `pattern` lets the layers take turns."""
+
+    choice: Annotated[list[Entry], Field(min_length=1)] | None = None
+    per_layer: bool = False
+    pattern: Annotated[list[Annotated[TurnSection, BeforeValidator(_as_turn)]], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _name_components_once(self) -> LayerSlotSection:
+        if (self.choice is None) == (self.pattern is None):
+            raise violation(
+                "a place in the block takes a choice of components or a pattern of them",
+                expected="`choice: [...]` or `pattern: [...]`",
+                found="neither" if self.choice is None else "both",
+                hint="remove one of them" if self.choice else "add `choice: [...]`",
+            )
+        if self.pattern is not None and self.per_layer:
+            raise violation(
+                "a pattern already says what each layer is",
+                expected="`pattern` without `per_layer`",
+                found="both",
+                hint="remove `per_layer`",
+            )
+        return self
+
+
 LayerSlot: TypeAlias = Annotated[LayerSlotSection, BeforeValidator(_as_slot)]
 
 
@@ -261,19 +304,73 @@ def _only(name: str) -> dict[str, list[dict[str, dict[str, Any]]]]:
     return {"choice": [{name: {}}]}
 
 
-class ModelSection(_Section):
-    """What holds for the whole model."""
+class SignatureSection(_Section):
+    """Inputs and outputs of models that no task comes with; sizes as in `searchspaces.signature.Signature`."""
+
+    modality: Modality
+    output: Output
+    seq_len: Annotated[int, Field(ge=1, le=MAX_SEQ_LEN)] = 0
+    vocab_size: Annotated[int, Field(ge=1)] = 0
+    image_size: Annotated[int, Field(ge=1)] = 0
+    channels: Annotated[int, Field(ge=1)] = 0
+    variates: Annotated[int, Field(ge=1)] = 0
+    num_classes: Annotated[int, Field(ge=1)] = 0
+    horizon: Annotated[int, Field(ge=1)] = 0
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> SignatureSection:
+        try:
+            self.signature()
+        except InputError as error:
+            raise violation(
+                error.message,
+                expected=error.expected or "sizes that go together",
+                found=error.found or "others",
+                hint=f"see {error.where}" if error.where else "see docs/spaces.md",
+            ) from error
+        return self
+
+    def signature(self) -> Signature:
+        """The signature itself."""
+        return Signature(**self.model_dump())
+
+
+class CommonModelSection(_Section):
+    """What holds for the whole model, however many stages it has."""
 
     task: Annotated[str, Field(min_length=1)]
+    signature: SignatureSection | None = None
     data: str | None = None
     seq_len: Annotated[int, Field(ge=1, le=MAX_SEQ_LEN)] | None = None
-    d_model: WidthDomain
-    depth: DepthDomain
     position: Slot = SlotSection.model_validate(_only("none"))
     norm: Slot = SlotSection.model_validate(_only("rms_norm"))
+    final_norm: Slot | None = None
     causal: bool | None = None
     stem: Slot | None = None
     head: Slot | None = None
+    macro: Slot | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_a_task_or_a_signature(cls, data: Any) -> Any:
+        if not is_mapping(data) or "signature" not in data:
+            return data
+        if "task" in data:
+            raise violation(
+                "task and signature together",
+                expected="`task`, which has a signature, or `signature` alone",
+                found="both",
+                hint="remove one of them",
+                key="signature",
+            )
+        return {**data, "task": SHAPES}
+
+
+class ModelSection(CommonModelSection):
+    """What holds for the whole model of equal layers."""
+
+    d_model: WidthDomain
+    depth: DepthDomain
 
 
 class BlockSection(_Section):
@@ -282,6 +379,39 @@ class BlockSection(_Section):
     wiring: LayerSlot = LayerSlotSection.model_validate(_only("pre_norm"))
     token_mixer: LayerSlot
     channel_mixer: LayerSlot
+    reducer: LayerSlot = LayerSlotSection.model_validate(_only("none"))
+
+
+class StageBlockSection(_Section):
+    """What the layers of a stage are made of where that differs from the other stages."""
+
+    wiring: LayerSlot | None = None
+    token_mixer: LayerSlot | None = None
+    channel_mixer: LayerSlot | None = None
+    reducer: LayerSlot | None = None
+
+
+class StageSection(_Section):
+    """One stage of a pyramid."""
+
+    transition: Slot | None = None
+    d_model: WidthDomain
+    depth: DepthDomain
+    block: StageBlockSection = StageBlockSection()
+
+
+class PublishedSection(_Section):
+    """What a paper or its code says of the one architecture that a space holds.
+
+    `macs` are multiply-adds of matrix products, convolutions and attention, which most papers print as FLOPs.
+    """
+
+    paper: str
+    url: str
+    params: Annotated[int, Field(ge=1)] | None = None
+    macs: Annotated[float, Field(gt=0)] | None = None
+    source: str
+    note: str = ""
 
 
 class Bound(_Section):
@@ -326,14 +456,13 @@ class TrainingSection(_Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
 
 
-class SpaceFile(_Section):
-    """A whole search-space file."""
+class CommonFile(_Section):
+    """What every search-space file has."""
 
     schema_version: int = Field(alias="schema")
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
     description: str = ""
-    model: ModelSection
-    block: BlockSection
+    published: PublishedSection | None = None
     constraints: ConstraintsSection = ConstraintsSection()
     training: TrainingSection = TrainingSection()
 
@@ -352,13 +481,29 @@ class SpaceFile(_Section):
         return data
 
 
-def parse_space(source: Source) -> SpaceFile:
+class SpaceFile(CommonFile):
+    """A search-space file whose models are equal layers."""
+
+    model: ModelSection
+    block: BlockSection
+
+
+class PyramidFile(CommonFile):
+    """A search-space file whose models are stages; `block` is what the stages leave open."""
+
+    model: CommonModelSection
+    block: StageBlockSection = StageBlockSection()
+    stages: Annotated[list[StageSection], Field(min_length=1)]
+
+
+def parse_space(source: Source) -> SpaceFile | PyramidFile:
     """Check a source against the schema.
 
     Raises:
         SpaceError: The first violation in the file.
     """
+    file = PyramidFile if is_mapping(source.data) and "stages" in source.data else SpaceFile
     try:
-        return SpaceFile.model_validate(source.data)
+        return file.model_validate(source.data)
     except ValidationError as error:
         raise first_error(error, source) from None

@@ -16,14 +16,24 @@ from typing import Any
 import numpy as np
 
 from ir.errors import SpaceError, did_you_mean
-from searchspaces.architecture import Architecture
+from searchspaces.architecture import LAYER_SLOTS, Architecture
 from searchspaces.checking import Checker, require_offered, value_axis
-from searchspaces.domains import Axis, Choices, Chooser, Context
+from searchspaces.domains import Axis, Choices, Chooser, Context, SlotDomain
 from searchspaces.registry import Registry, default_registry
-from searchspaces.schema import BlockSection, ConstraintsSection, ModelSection, parse_space
-from searchspaces.tree import Tree, integer, taken_from
-from searchspaces.yaml_source import Source, read_yaml
+from searchspaces.schema import (
+    ConstraintsSection,
+    LayerSlotSection,
+    PyramidFile,
+    SlotSection,
+    SpaceFile,
+    StageSection,
+    parse_space,
+)
+from searchspaces.signature import Signature
+from searchspaces.tree import StageTree, Tree, integer, taken_from
+from searchspaces.yaml_source import DataPath, Source, format_path, read_yaml
 
+ZOO = "zoo"  # folder of published architectures, and what their names begin with
 DRAW_TRIES = 1000  # whole architectures drawn before a space counts as empty
 CAUSAL_TASKS = frozenset({"char_lm", "mqar"})  # their models are decoders unless the space says otherwise
 
@@ -67,6 +77,27 @@ class TrainingDefaults:
     learning_rate: float | None = None
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a paper or its code says of the one architecture that a space holds.
+
+    Attributes:
+        paper: Authors, year and title.
+        url: Where the paper is.
+        params: Parameters.
+        macs: Multiply-adds of products, convolutions and attention, which most papers print as FLOPs.
+        source: Where the two numbers stand.
+        note: What is to be said about them.
+    """
+
+    paper: str
+    url: str
+    params: int | None
+    macs: float | None
+    source: str
+    note: str
+
+
 @dataclass(frozen=True, eq=False)
 class Space:
     """A search space, checked and ready to draw from; `load_space` makes one from a file.
@@ -74,23 +105,27 @@ class Space:
     Attributes:
         name: Short name.
         description: One sentence.
-        task: Key of the task whose data the models learn.
+        task: Key of the task whose data the models learn; `shapes` where the space gives a signature alone.
+        signature: That signature; None where the task has one.
         data: Path of the task's data, None for the task's own.
         seq_len: Tokens or times a model reads at once, None for the task's own.
         tree: What may vary.
         constraints: Limits on metrics.
         training: Suggested training settings.
+        published: What is published about the architecture of a space that holds one.
         source: File the space was read from, `<dict>` for data from Python.
     """
 
     name: str
     description: str
     task: str
+    signature: Signature | None
     data: str | None
     seq_len: int | None
     tree: Tree
     constraints: tuple[Constraint, ...]
     training: TrainingDefaults
+    published: Published | None
     source: str
 
     @classmethod
@@ -108,7 +143,7 @@ class Space:
 
     def axes(self) -> tuple[Axis, ...]:
         """Return everything that may vary, top-down; an axis of a layer exists where the depth reaches it."""
-        return self.tree.axes(integer(self.tree.depth.values[-1]))
+        return self.tree.axes(self.tree.largest_depths)
 
     def size(self) -> int:
         """Count the architectures, exactly: choices that make no difference and invalid combinations are left out.
@@ -137,7 +172,8 @@ class Space:
         back as it is.
         """
         old = self.choices(architecture)
-        free = [axis for axis in self.tree.axes(architecture.model.depth) if axis.path in old]
+        depths = [len(stage.layers) for stage in architecture.model.stages]
+        free = [axis for axis in self.tree.axes(depths) if axis.path in old]
         for _ in range(DRAW_TRIES if free else 0):
             target = free[int(rng.integers(len(free)))]
             shift = int(rng.integers(1, len(target)))
@@ -198,15 +234,15 @@ class Space:
 
     def __str__(self) -> str:
         tree = self.tree
-        shared = (axis for slot in tree.slots for axis in slot.place().axes)
-        varying = [axis for axis in (tree.d_model, tree.depth, *shared) if len(axis) > 1]
+        offered = {axis.path: axis for slot in tree.slots for place in slot.offered() for axis in place.axes}
+        varying = [axis for axis in (*tree.sizes, *offered.values()) if len(axis) > 1]
         width = max((len(axis.path) for axis in varying), default=0)
         lines = [
             f"{self.name}: {self.description}".removesuffix(": "),
             f"task {self.task}, {'causal decoder' if tree.causal else 'bidirectional encoder'}",
             f"{_counted(self.size())} architectures",
             *(f"  {axis.path:{width}}  {_listed(axis)}" for axis in varying),
-            *(f"  {slot.path} is drawn for each layer" for slot in tree.block_slots if slot.per_layer),
+            *(f"  {slot.path} is drawn for each layer" for slot in dict.fromkeys(tree.slots) if slot.per_layer),
             *([f"  at least one of {', '.join(tree.required)}"] if tree.required else []),
             *(f"  {constraint}" for constraint in self.constraints),
         ]
@@ -253,14 +289,16 @@ def load_space(path_or_name: str | Path, registry: Registry | None = None) -> Sp
         SpaceError: There is no such space, or it is malformed; the message tells file and line.
     """
     path = Path(path_or_name)
-    if isinstance(path_or_name, str) and not path.suffix and not path.exists() and path.name == path_or_name:
+    is_name = path.name == path_or_name or path.parts[:-1] == (ZOO,)
+    if isinstance(path_or_name, str) and not path.suffix and not path.exists() and is_name:
         path = _shipped(path_or_name)
     return _build(read_yaml(path), path.parent, registry or default_registry())
 
 
 def shipped_spaces() -> dict[str, Path]:
     """Return the files of the shipped search spaces by name."""
-    return {path.stem: path for pattern in ("*.yaml", "zoo/*.yaml") for path in sorted(_HERE.glob(pattern))}
+    paths = [path for pattern in ("*.yaml", "zoo/*.yaml") for path in sorted(_HERE.glob(pattern))]
+    return {str(path.relative_to(_HERE).with_suffix("")): path for path in paths}
 
 
 def _shipped(name: str) -> Path:
@@ -280,44 +318,108 @@ def _build(source: Source, folder: Path, registry: Registry) -> Space:
     """Check a source from the outside in and make the space."""
     file = parse_space(source)
     limits = ((metric, getattr(file.constraints, metric)) for metric in ConstraintsSection.METRICS)
+    given = file.model.signature
+    published = file.published
     return Space(
         name=file.name,
         description=file.description,
         task=file.model.task,
+        signature=given.signature() if given else None,
         data=_data_path(file.model.data, folder, source),
         seq_len=file.model.seq_len,
-        tree=_tree(file.model, file.block, file.constraints.at_least_one_of or [], source, registry),
+        tree=_tree(file, source, registry),
         constraints=tuple(Constraint(metric, bound.min, bound.max) for metric, bound in limits if bound),
         training=TrainingDefaults(file.training.steps, file.training.batch_size, file.training.learning_rate),
+        published=Published(**published.model_dump()) if published else None,
         source=source.label,
     )
 
 
-def _tree(model: ModelSection, block: BlockSection, required: list[str], source: Source, registry: Registry) -> Tree:
+def _tree(file: SpaceFile | PyramidFile, source: Source, registry: Registry) -> Tree:
+    model = file.model
     causal = model.task in CAUSAL_TASKS if model.causal is None else model.causal
     checker = Checker(source, registry, causal)
-    whole = (("norm", model.norm), ("stem", model.stem), ("head", model.head))
-    blocks = (
-        ("block", "wiring", block.wiring),
-        ("token_mixer", "token_mixer", block.token_mixer),
-        ("channel_mixer", "channel_mixer", block.channel_mixer),
+    whole = ("norm", "final_norm", "stem", "head", "macro")
+    slots = {name: getattr(model, name) for name in whole}
+    paths: dict[int, DataPath] = {}
+
+    def slot(kind: str, section: SlotSection | LayerSlotSection, path: DataPath) -> SlotDomain:
+        domain = checker.slot(kind, section, path)
+        paths[id(domain)] = path
+        return domain
+
+    position = slot("position", model.position, ("model", "position"))
+    model_slots = tuple(
+        slot(_KIND_OF_SLOT.get(name, name), section, ("model", name)) for name, section in slots.items() if section
     )
-    block_slots = tuple(checker.slot(kind, slot, ("block", name)) for kind, name, slot in blocks)
-    tree = Tree(
-        causal=causal,
-        d_model=value_axis("model.d_model", model.d_model),
-        depth=value_axis("model.depth", model.depth),
-        position=checker.slot("position", model.position, ("model", "position")),
-        model_slots=tuple(checker.slot(kind, slot, ("model", kind)) for kind, slot in whole if slot),
-        block_slots=block_slots,
-        required=require_offered(required, block_slots[1:], source),
-    )
-    contexts = [
-        Context(integer(width), causal, entry.key) for width in tree.d_model.values for entry in tree.position.entries
-    ]
-    for slot in tree.slots:
-        checker.check_fit(slot, contexts)
+    if isinstance(file, PyramidFile):
+        shared = {
+            name: slot(_KIND_OF_SLOT.get(name, name), section, ("block", name))
+            for name in LAYER_SLOTS
+            if (section := getattr(file.block, name)) is not None
+        }
+        stages = tuple(
+            _stage(section, ("stages", index), shared, slot, source) for index, section in enumerate(file.stages)
+        )
+    else:
+        sections = [(name, getattr(file.block, name)) for name in LAYER_SLOTS]
+        block = tuple(slot(_KIND_OF_SLOT.get(name, name), section, ("block", name)) for name, section in sections)
+        d_model, depth = value_axis("model.d_model", file.model.d_model), value_axis("model.depth", file.model.depth)
+        stages = (StageTree(d_model, depth, None, block),)
+    mixers = [domain for stage in stages for domain in stage.block_slots[1:3]]
+    required = require_offered(file.constraints.at_least_one_of or [], mixers, source)
+    tree = Tree(causal, position, model_slots, stages, required)
+    for stage in stages:
+        positions = [(integer(width), entry.key) for width in stage.d_model.values for entry in position.entries]
+        contexts = [Context(width, causal, key) for width, key in positions]
+        for domain in stage.slots if stage is not stages[0] else (position, *model_slots, *stage.slots):
+            checker.check_fit(domain, contexts, paths[id(domain)])
     return tree
+
+
+_KIND_OF_SLOT = {"wiring": "block", "final_norm": "norm"}
+
+
+def _stage(
+    section: StageSection,
+    path: DataPath,
+    shared: Mapping[str, SlotDomain],
+    slot: Callable[[str, SlotSection | LayerSlotSection, DataPath], SlotDomain],
+    source: Source,
+) -> StageTree:
+    """Return what may vary in a stage; what it leaves open is shared by all stages that do."""
+    block: list[SlotDomain] = []
+    for name in LAYER_SLOTS:
+        own = getattr(section.block, name)
+        if own is None and name in shared:
+            block.append(shared[name])
+            continue
+        if own is None and name in _USUAL:
+            own = LayerSlotSection.model_validate({"choice": [{_USUAL[name]: {}}]})
+        if own is None:
+            raise source.error(
+                f"the stage has no `{name}`",
+                path,
+                expected=f"`{name}:` under `block` here, or under `block` at the top for all stages",
+                found="neither",
+                hint=f"add `block: {{{name}: ...}}`",
+            )
+        block.append(slot(_KIND_OF_SLOT.get(name, name), own, (*path, "block", name)))
+    first = path[-1] == 0
+    if (section.transition is None) != first:
+        raise source.error(
+            "the stem leads to the first stage and a transition to each other one",
+            path,
+            expected="no `transition`" if first else "a `transition`",
+            found="one" if first else "none",
+            hint="remove it" if first else "add `transition: conv_downsample`",
+        )
+    transition = slot("transition", section.transition, (*path, "transition")) if section.transition else None
+    width = value_axis(f"{format_path(path)}.d_model", section.d_model)
+    return StageTree(width, value_axis(f"{format_path(path)}.depth", section.depth), transition, tuple(block))
+
+
+_USUAL = {"wiring": "pre_norm", "reducer": "none"}
 
 
 def _data_path(data: str | None, folder: Path, source: Source) -> str | None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from searchspaces.architecture import Architecture, ComponentConfig, LayerConfig, ModelConfig
+from searchspaces.architecture import LAYER_SLOTS, Architecture, ComponentConfig, LayerConfig, ModelConfig, StageConfig
 from searchspaces.domains import (
     MAX_COMBINATIONS,
     Axis,
@@ -31,62 +31,107 @@ PLACE_TRIES = 200  # draws of one component before its context counts as impossi
 
 
 @dataclass(frozen=True, eq=False)
+class StageTree:
+    """What may vary in one stage.
+
+    Attributes:
+        d_model: Width of the residual stream.
+        depth: Number of layers.
+        transition: How tokens enter; None in the first stage.
+        block_slots: Wiring, token mixer, channel mixer and reducer.
+    """
+
+    d_model: Axis
+    depth: Axis
+    transition: SlotDomain | None
+    block_slots: tuple[SlotDomain, ...]
+
+    @property
+    def slots(self) -> tuple[SlotDomain, ...]:
+        """All slots, top-down."""
+        return (*([self.transition] if self.transition else []), *self.block_slots)
+
+    def places(self, depth: int) -> list[Place]:
+        """Return the places that a stage with this many layers fills, top-down."""
+        blocks = (place for slot in self.block_slots for place in slot.places(depth))
+        return [*([self.transition.place()] if self.transition else []), *blocks]
+
+    def count(self, causal: bool, position: str, without: frozenset[str]) -> int:
+        """Count the stages whose blocks leave out the components of some keys."""
+        total = 0
+        for width, depth in itertools.product(self.d_model.values, self.depth.values):
+            context = Context(integer(width), causal, position)
+            ways = [slot.count_valid(context, integer(depth), without=without) for slot in self.block_slots]
+            total += math.prod(ways) * (self.transition.count_valid(context) if self.transition else 1)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
 class Tree:
     """Everything that may vary in a space, and the demands on the whole.
 
     Attributes:
         causal: True where models are decoders.
-        d_model: Width of the residual stream.
-        depth: Number of layers.
         position: How positions enter the model.
-        model_slots: Norm and, where the file names them, stem and head.
-        block_slots: Wiring, token mixer and channel mixer.
+        model_slots: Norm and, where the file names them, final norm, stem, head and macro.
+        stages: Stages from the input to the output.
         required: Component keys of which every architecture holds at least one; empty for no such demand.
     """
 
     causal: bool
-    d_model: Axis
-    depth: Axis
     position: SlotDomain
     model_slots: tuple[SlotDomain, ...]
-    block_slots: tuple[SlotDomain, ...]
+    stages: tuple[StageTree, ...]
     required: tuple[str, ...]
 
     @property
     def slots(self) -> tuple[SlotDomain, ...]:
         """All slots, top-down."""
-        return (self.position, *self.model_slots, *self.block_slots)
+        return (self.position, *self.model_slots, *(slot for stage in self.stages for slot in stage.slots))
 
-    def axes(self, depth: int) -> tuple[Axis, ...]:
-        """Return everything that may vary in a model with this many layers, top-down."""
-        axes = (self.d_model, self.depth, *(axis for place in self.places(depth) for axis in place.axes))
+    @property
+    def sizes(self) -> tuple[Axis, ...]:
+        """Width and depth of each stage."""
+        return tuple(axis for stage in self.stages for axis in (stage.d_model, stage.depth))
+
+    @property
+    def largest_depths(self) -> tuple[int, ...]:
+        """Layers of each stage at most."""
+        return tuple(integer(stage.depth.values[-1]) for stage in self.stages)
+
+    def axes(self, depths: Sequence[int]) -> tuple[Axis, ...]:
+        """Return everything that may vary in a model with this many layers in each stage, top-down."""
+        axes = (*self.sizes, *(axis for _, place in self.places(depths) for axis in place.axes))
         return tuple(axis for axis in axes if len(axis) > 1)
 
     def count(self) -> int:
         """Count the valid architectures."""
         total = 0
-        for width, entry in itertools.product(self.d_model.values, self.position.entries):
-            context = Context(integer(width), self.causal, entry.key)
-            total += self._count_in(context, entry, frozenset())
+        for entry in self.position.entries:
+            total += self._count_in(entry, frozenset())
             if self.required:
-                total -= self._count_in(context, entry, frozenset(self.required))
+                total -= self._count_in(entry, frozenset(self.required))
         return total
 
     def enumerate(self) -> Iterator[Architecture]:
         """Give every valid architecture once."""
-        for width, depth in itertools.product(range(len(self.d_model)), range(len(self.depth))):
-            top = {self.d_model.path: width, self.depth.path: depth}
-            ways = (tuple(place.nearest(lambda length: 0)) for place in self.places(integer(self.depth.values[depth])))
+        for indices in itertools.product(*(range(len(axis)) for axis in self.sizes)):
+            top = {axis.path: index for axis, index in zip(self.sizes, indices, strict=True)}
+            ways = (tuple(place.nearest(lambda length: 0)) for _, place in self.places(self._depths(top)))
             for combination in itertools.product(*ways):
                 choices = top | dict(itertools.chain.from_iterable(chosen.items() for chosen in combination))
                 built = self.assemble(taken_from(choices), None)
                 if isinstance(built, Architecture):
                     yield built
 
-    def places(self, depth: int) -> list[Place]:
-        """Return the places that a model with this many layers fills, top-down."""
-        blocks = (place for slot in self.block_slots for place in slot.places(depth))
-        return [self.position.place(), *(slot.place() for slot in self.model_slots), *blocks]
+    def places(self, depths: Sequence[int]) -> list[tuple[int, Place]]:
+        """Return the places that a model with this many layers in each stage fills, top-down, each with its stage."""
+        blocks = [
+            (index, place)
+            for index, (stage, depth) in enumerate(zip(self.stages, depths, strict=True))
+            for place in stage.places(depth)
+        ]
+        return [(0, self.position.place()), *((0, slot.place()) for slot in self.model_slots), *blocks]
 
     def assemble(self, choose: Chooser, rng: np.random.Generator | None) -> Architecture | str:
         """Make every choice top-down; where that cannot give a valid architecture, return the reason.
@@ -95,15 +140,14 @@ class Tree:
             choose: Gives the index on an axis.
             rng: Draws a component anew where the chosen one does not fit; None takes only what `choose` gives.
         """
-        choices = {axis.path: choose(axis) for axis in (self.d_model, self.depth)}
-        position, *others = self.places(integer(self.depth.values[choices[self.depth.path]]))
+        choices = {axis.path: choose(axis) for axis in self.sizes}
+        (_, position), *others = self.places(self._depths(choices))
         choices |= position.draw(choose)
-        context = self._context(choices, position)
-        problem = position.problem(choices, context)
+        problem = position.problem(choices, self._context(0, choices, position))
         if problem:
             return problem
-        for place in others:
-            drawn = _draw_fitting(place, context, choose, rng)
+        for stage, place in others:
+            drawn = _draw_fitting(place, self._context(stage, choices, position), choose, rng)
             if isinstance(drawn, str):
                 return drawn
             choices |= drawn
@@ -111,71 +155,77 @@ class Tree:
 
     def closest(self, prefer: Callable[[int], int]) -> Architecture | None:
         """Return a valid architecture close to the preferred index of every axis; `prefer` takes an axis' length."""
-        depth = prefer(len(self.depth))
-        position, *others = self.places(integer(self.depth.values[depth]))
-        for width in nearest_first(len(self.d_model), prefer(len(self.d_model))):
+        depths = {stage.depth.path: prefer(len(stage.depth)) for stage in self.stages}
+        (_, position), *others = self.places(self._depths(depths))
+        axes = [stage.d_model for stage in self.stages]
+        for widths in itertools.product(*(nearest_first(len(axis), prefer(len(axis))) for axis in axes)):
             for first in position.nearest(prefer):
-                choices = {self.d_model.path: width, self.depth.path: depth} | first
-                context = self._context(choices, position)
-                closest = [_closest_fitting(place, context, prefer, ()) for place in others]
+                choices = depths | {axis.path: width for axis, width in zip(axes, widths, strict=True)} | first
+                contexts = [self._context(stage, choices, position) for stage in range(len(self.stages))]
+                placed = [(place, contexts[stage]) for stage, place in others]
+                closest = [_closest_fitting(place, context, prefer, ()) for place, context in placed]
                 if any(chosen is None for chosen in closest):
                     continue
                 choices |= dict(itertools.chain.from_iterable((chosen or {}).items() for chosen in closest))
                 built = self._finish(choices)
-                built = (
-                    built if isinstance(built, Architecture) else self._add_required(choices, context, others, prefer)
-                )
+                built = built if isinstance(built, Architecture) else self._add_required(choices, placed, prefer)
                 if built:
                     return built
         return None
 
     def _add_required(
-        self, choices: Choices, context: Context, places: Iterable[Place], prefer: Callable[[int], int]
+        self, choices: Choices, places: Iterable[tuple[Place, Context]], prefer: Callable[[int], int]
     ) -> Architecture | None:
         """Replace one component by a required one, in the first place that offers it."""
-        for place in places:
+        for place, context in places:
             chosen = _closest_fitting(place, context, prefer, self.required)
             built = self._finish(choices | chosen) if chosen else None
             if isinstance(built, Architecture):
                 return built
         return None
 
-    def _context(self, choices: Choices, position: Place) -> Context:
-        width = integer(self.d_model.values[choices[self.d_model.path]])
-        return Context(width, self.causal, position.config(choices).key)
+    def _depths(self, choices: Choices) -> list[int]:
+        return [integer(stage.depth.values[choices[stage.depth.path]]) for stage in self.stages]
+
+    def _width(self, stage: int, choices: Choices) -> int:
+        axis = self.stages[stage].d_model
+        return integer(axis.values[choices[axis.path]])
+
+    def _context(self, stage: int, choices: Choices, position: Place) -> Context:
+        return Context(self._width(stage, choices), self.causal, position.config(choices).key)
 
     def _finish(self, choices: Choices) -> Architecture | str:
         """Return the architecture that complete choices make, or which demand on the whole it fails."""
-        depth = integer(self.depth.values[choices[self.depth.path]])
-        layers = [
-            [slot.place(layer if slot.per_layer else None).config(choices) for slot in self.block_slots]
-            for layer in range(depth)
-        ]
-        whole = {slot.kind: slot.place().config(choices) for slot in self.model_slots}
-        if self.required and not any(config.key in self.required for layer in layers for config in layer):
-            return f"constraints.at_least_one_of: it has none of {', '.join(self.required)}"
-        model = ModelConfig(
-            d_model=integer(self.d_model.values[choices[self.d_model.path]]),
-            depth=depth,
-            norm=whole["norm"],
-            position=self.position.place().config(choices),
-            causal=self.causal,
-            layers=tuple(LayerConfig(*layer) for layer in layers),
-            stem=whole.get("stem"),
-            head=whole.get("head"),
+        stages = tuple(
+            StageConfig(
+                self._width(index, choices),
+                tuple(
+                    LayerConfig(*(slot.place(layer).config(choices) for slot in stage.block_slots))
+                    for layer in range(depth)
+                ),
+                stage.transition.place().config(choices) if stage.transition else None,
+            )
+            for index, (stage, depth) in enumerate(zip(self.stages, self._depths(choices), strict=True))
         )
-        return Architecture(model)
+        keys = {getattr(layer, slot).key for stage in stages for layer in stage.layers for slot in LAYER_SLOTS}
+        if self.required and not keys & set(self.required):
+            return f"constraints.at_least_one_of: it has none of {', '.join(self.required)}"
+        whole = {slot.path.removeprefix("model."): slot.place().config(choices) for slot in self.model_slots}
+        return Architecture(
+            ModelConfig(stages=stages, position=self.position.place().config(choices), causal=self.causal, **whole)
+        )
 
     def find(self, model: ModelConfig) -> Choices | str:
         """Return the choices that make a model, or what of it the space does not offer."""
-        if model.d_model not in self.d_model.values or model.depth not in self.depth.values:
-            return f"d_model {model.d_model} with depth {model.depth}"
-        if model.causal != self.causal or model.depth != len(model.layers):
-            return f"causal {model.causal} with {len(model.layers)} layers"
-        choices = {
-            self.d_model.path: self.d_model.values.index(model.d_model),
-            self.depth.path: self.depth.values.index(model.depth),
-        }
+        if model.causal != self.causal or len(model.stages) != len(self.stages):
+            return f"causal {model.causal} with {len(model.stages)} stages"
+        choices: Choices = {}
+        for stage, config in zip(self.stages, model.stages, strict=True):
+            width, depth = config.d_model, len(config.layers)
+            if width not in stage.d_model.values or depth not in stage.depth.values:
+                return f"d_model {width} with depth {depth}"
+            choices[stage.d_model.path] = stage.d_model.values.index(width)
+            choices[stage.depth.path] = stage.depth.values.index(depth)
         for place, config in self._filled(model):
             found = place.choices(config) if config else None
             if found is None or any(choices.get(path, index) != index for path, index in found.items()):
@@ -186,20 +236,20 @@ class Tree:
     def _filled(self, model: ModelConfig) -> Iterator[tuple[Place, ComponentConfig | None]]:
         """Give every place of a model with what fills it; a shared place once for each layer."""
         yield self.position.place(), model.position
-        whole = {"norm": model.norm, "stem": model.stem, "head": model.head}
         for slot in self.model_slots:
-            yield slot.place(), whole[slot.kind]
-        for index, layer in enumerate(model.layers):
-            configs = (layer.wiring, layer.token_mixer, layer.channel_mixer)
-            for slot, config in zip(self.block_slots, configs, strict=True):
-                yield slot.place(index if slot.per_layer else None), config
+            yield slot.place(), getattr(model, slot.path.removeprefix("model."))
+        for stage, config in zip(self.stages, model.stages, strict=True):
+            if stage.transition:
+                yield stage.transition.place(), config.transition
+            for index, layer in enumerate(config.layers):
+                for slot, name in zip(stage.block_slots, LAYER_SLOTS, strict=True):
+                    yield slot.place(index), getattr(layer, name)
 
-    def _count_in(self, context: Context, position: ComponentDomain, without: frozenset[str]) -> int:
-        """Count the architectures of a context whose blocks leave out the components of some keys."""
+    def _count_in(self, position: ComponentDomain, without: frozenset[str]) -> int:
+        """Count the architectures with a position whose blocks leave out the components of some keys."""
+        context = Context(integer(self.stages[0].d_model.values[0]), self.causal, position.key)
         whole = position.count_valid(context) * math.prod(slot.count_valid(context) for slot in self.model_slots)
-        slots = [(slot.count_valid(context, without=without), slot.per_layer) for slot in self.block_slots]
-        depths = (integer(depth) for depth in self.depth.values)
-        return whole * sum(math.prod(ways ** (depth if each else 1) for ways, each in slots) for depth in depths)
+        return whole * math.prod(stage.count(self.causal, position.key, without) for stage in self.stages)
 
 
 def integer(value: object) -> int:

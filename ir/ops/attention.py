@@ -154,6 +154,11 @@ class Attention(Op):
         pairs = self.visible_pairs(queries, operands[1].shape[1])
         return batch * heads * pairs * (2 * head_dim + 2 * operands[2].shape[3] + 5)
 
+    def macs(self, operands: Types, results: Types) -> int:
+        batch, queries, heads, head_dim = operands[0].shape
+        pairs = self.visible_pairs(queries, operands[1].shape[1])
+        return batch * heads * pairs * (head_dim + operands[2].shape[3])
+
 
 @op
 class Rope(Op):

@@ -51,3 +51,6 @@ class Matmul(Op):
     def flops(self, operands: Types, results: Types) -> int:
         inner = operands[0].shape[-2 if self.transpose_a else -1]
         return 2 * results[0].size * inner
+
+    def macs(self, operands: Types, results: Types) -> int:
+        return self.flops(operands, results) // 2

@@ -81,6 +81,9 @@ class Conv(Op):
     def flops(self, operands: Types, results: Types) -> int:
         return 2 * results[0].size * math.prod(operands[1].shape[:-1])
 
+    def macs(self, operands: Types, results: Types) -> int:
+        return self.flops(operands, results) // 2
+
 
 @op
 class Pool(Op):

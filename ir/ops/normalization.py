@@ -1,4 +1,4 @@
-"""Softmax and norms over the last axis (softmax: any axis)."""
+"""Softmax and norms over the last axis (softmax: any axis), and batch norm."""
 
 from __future__ import annotations
 
@@ -67,6 +67,35 @@ class LayerNorm(Norm):
 
     def flops(self, operands: Types, results: Types) -> int:
         return (6 + len(operands)) * results[0].size
+
+
+@op
+class BatchNorm(Op):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias for each channel of the last axis.
+
+    Operands: x `[..., D]`, then scale, bias, mean and variance `[D]`. The meaning here is that at inference, by running
+    statistics; a torch module in training takes mean and variance over all but the last axis of the batch instead and
+    moves the running ones by `momentum`.
+    Source: Ioffe and Szegedy 2015, "Batch Normalization".
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+
+    def infer(self, x: TensorType, *factors: TensorType) -> TensorType:
+        require(x.is_float and x.rank >= 2, "batch norm needs floating-point input", found=x)
+        require(len(factors) == 4, "batch norm needs scale, bias, mean and variance", found=1 + len(factors))
+        for factor in factors:
+            fits = factor.shape == x.shape[-1:] and factor.is_float
+            require(fits, "factor does not fit the last axis", expected=str(x.shape[-1:]), found=factor)
+        return x
+
+    def evaluate(self, x: Array, *factors: Array) -> Array:
+        scale, bias, mean, variance = factors
+        return (x - mean) / np.sqrt(variance + self.epsilon) * scale + bias
+
+    def flops(self, operands: Types, results: Types) -> int:
+        return 2 * results[0].size
 
 
 @op

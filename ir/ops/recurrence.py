@@ -118,3 +118,6 @@ class OuterScan(Op):
         batch, steps, heads, keys = operands[0].shape
         cells = batch * steps * heads * keys * operands[2].shape[3]
         return cells * ({"none": 4, "head": 5, "key": 5, "state": 7}[self.decay] + 2 * self.delta)
+
+    def macs(self, operands: Types, results: Types) -> int:
+        return self.flops(operands, results) // 2

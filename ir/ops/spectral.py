@@ -114,3 +114,6 @@ class LongConv(Op):
     def flops(self, operands: Types, results: Types) -> int:
         (batch, steps, channels), padded = operands[0].shape, 2 * operands[0].shape[1]
         return _fft_flops(padded, channels * (2 * batch + 1)) // 2 + 8 * batch * channels * steps
+
+    def macs(self, operands: Types, results: Types) -> int:
+        return self.flops(operands, results) // 2

@@ -5,7 +5,7 @@ Shape letters: none; these take any shape.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -45,14 +45,18 @@ class Input(Op):
 
 @op
 class Parameter(Op):
-    """A trained tensor; each dimension is a product of named axes.
+    """A tensor that belongs to the model; each dimension is a product of named axes.
 
-    `init` names an initial distribution of `ir.initializers`, such as `normal(0.02)` or `fan_in`.
+    `init` names an initial distribution of `ir.initializers`, such as `normal(0.02)` or `fan_in`. What is not `trained`
+    no gradient changes: running statistics of batch norm, routers that stay random.
     """
+
+    later: ClassVar[frozenset[str]] = frozenset({"trained"})
 
     label: str
     axes: Axes
     init: str = "fan_in"
+    trained: bool = True
 
     def infer(self) -> TensorType:
         return TensorType(axes_shape(self.axes), "float32")

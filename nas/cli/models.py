@@ -147,7 +147,10 @@ def pick_architecture(space: Space, pick: str) -> Architecture:
 def task_of(space: Space) -> Task:
     """Return the task of a space, with its data and length."""
     from nas import tasks
+    from nas.tasks._shapes import Shapes
 
+    if space.signature is not None:
+        return Shapes(space.signature)
     takes_length = space.seq_len is not None and "seq_len" in tasks.option_names(space.task)
     options = {"seq_len": space.seq_len} if takes_length else {}
     return tasks.get(space.task, data=space.data, **options)

@@ -16,7 +16,7 @@ from ir.graph import Graph
 from ir.ops.convolution import Pool
 from ir.types import Axis
 from nas.suites import SuiteModel
-from searchspaces.architecture import Architecture, ComponentConfig, LayerConfig, ModelConfig
+from searchspaces.architecture import Architecture, ComponentConfig, LayerConfig, ModelConfig, StageConfig
 from searchspaces.signature import Signature
 
 BYTES: Final = 256  # language models read bytes, so that the table and the head stay beside the point
@@ -183,12 +183,10 @@ def _language_model(
 ) -> Graph:
     layer = LayerConfig(ComponentConfig("pre_norm"), mixer, channel_mixer)
     model = ModelConfig(
-        d_model=512,
-        depth=depth,
+        stages=(StageConfig(512, (layer,) * depth),),
         norm=ComponentConfig("rms_norm"),
         position=ComponentConfig(position),
         causal=True,
-        layers=(layer,) * depth,
     )
     signature = Signature(modality="tokens", output="next_token", seq_len=tokens, vocab_size=BYTES)
     return Architecture(model).graph(signature, mode="step" if step else "forward", max_len=tokens if step else None)

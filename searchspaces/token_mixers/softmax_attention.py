@@ -40,6 +40,7 @@ class SoftmaxAttention(TokenMixer):
     cases = (
         Case({"num_heads": 3, "causal": True}),
         Case({"num_heads": 3, "causal": False}),
+        Case({"num_heads": 2, "num_kv_heads": 1, "causal": True, "bias": True, "window": 3}),
         Case({"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "causal": True, "position": "rope"}),
         Case({"num_heads": 6, "num_kv_heads": 1, "causal": True, "position": "alibi", "window": 3}),
         Case(
@@ -56,6 +57,7 @@ class SoftmaxAttention(TokenMixer):
     window: int = option(0, minimum=0, doc="Tokens that attend each other, |t - s| < window; 0 for all.")
     qk_norm: bool = option(False, doc="Norm each query and key.")
     head_gate: bool = option(False, doc="Gate each head's output by the input.")
+    bias: bool = option(False, doc="Add learned biases to queries, keys, values and output.")
     causal: bool = context_option(True, doc="Hide later tokens.")
     position: str = context_option("none", doc="Position component.")
 
@@ -89,9 +91,9 @@ class SoftmaxAttention(TokenMixer):
         """Queries `[B, T, H, K]`, keys and values `[B, T, G, K]`, of tokens that start at a run-time position."""
         heads, groups, head_dim = self._sizes(x.shape[-1])
         size = Axis("head_dim", head_dim)
-        q = b.split_heads(b.linear(x, "q", (Axis("heads", heads), size)), heads)
-        k = b.split_heads(b.linear(x, "k", (Axis("kv_heads", groups), size)), groups)
-        v = b.split_heads(b.linear(x, "v", (Axis("kv_heads", groups), size)), groups)
+        q = b.split_heads(b.linear(x, "q", (Axis("heads", heads), size), bias=self.bias), heads)
+        k = b.split_heads(b.linear(x, "k", (Axis("kv_heads", groups), size), bias=self.bias), groups)
+        v = b.split_heads(b.linear(x, "v", (Axis("kv_heads", groups), size), bias=self.bias), groups)
         if self.qk_norm:
             q = b.rms_norm(q, b.parameter("q_norm", ((size,),), "constant(1)"))
             k = b.rms_norm(k, b.parameter("k_norm", ((size,),), "constant(1)"))
@@ -105,7 +107,8 @@ class SoftmaxAttention(TokenMixer):
             gate = b.sigmoid(b.linear(x, "gate", (Axis("heads", heads),)))
             o = o * b.reshape(gate, batch, tokens, heads, 1)
         merged = (Axis("heads", heads), Axis("head_dim", head_dim))
-        return b.matmul(b.merge_heads(o), b.parameter("out", (merged, (Axis("d_model", x.shape[-1]),))))
+        y = b.matmul(b.merge_heads(o), b.parameter("out", (merged, (Axis("d_model", x.shape[-1]),))))
+        return y + b.parameter("out_bias", ((Axis("d_model", x.shape[-1]),),), "constant(0)") if self.bias else y
 
     def state(self, batch: int, d_model: int, max_len: int) -> State:
         _, groups, head_dim = self._sizes(d_model)
@@ -144,8 +147,8 @@ class SoftmaxAttention(TokenMixer):
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         heads, groups, head_dim = self._sizes(x.shape[-1])
-        q = reference.split_heads(x @ params["q"], heads)
-        k, v = (reference.split_heads(x @ params[name], groups) for name in ("k", "v"))
+        q, k, v = (x @ params[name] + params.get(f"{name}_bias", 0.0) for name in ("q", "k", "v"))
+        q, k, v = (reference.split_heads(y, count) for y, count in ((q, heads), (k, groups), (v, groups)))
         if self.qk_norm:
             q, k = reference.rms_norm(q) * params["q_norm"], reference.rms_norm(k) * params["k_norm"]
         if self.position == "rope":
@@ -161,7 +164,7 @@ class SoftmaxAttention(TokenMixer):
                 o[:, t, h] = np.einsum("bs,bsk->bk", reference.softmax(scores), v[:, seen, group])
         if self.head_gate:
             o = o * reference.sigmoid(x @ params["gate"])[..., None]
-        return reference.merge_heads(o) @ params["out"]
+        return reference.merge_heads(o) @ params["out"] + params.get("out_bias", 0.0)
 
     def _sees(self, t: int, s: int) -> bool:
         return not (self.causal and s > t) and not (self.window and abs(t - s) >= self.window)

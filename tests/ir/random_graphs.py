@@ -47,7 +47,7 @@ from ir.ops.elementwise import (
     Where,
 )
 from ir.ops.indexing import DynamicUpdate, Gather, ScatterAdd, Take
-from ir.ops.normalization import LayerNorm, RmsNorm, Softmax
+from ir.ops.normalization import BatchNorm, LayerNorm, RmsNorm, Softmax
 from ir.ops.recurrence import DECAYS, LinearScan, OuterScan
 from ir.ops.reduction import Cumsum, Max, Mean, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
@@ -234,6 +234,12 @@ def _norm(kind: type[LayerNorm] | type[RmsNorm]) -> Recipe:
     return make
 
 
+def _batch_norm(p: Pool_) -> Tensor:
+    x = p.any(2)
+    scale, bias, mean, spread = (p.like(x.shape[-1]) for _ in range(4))
+    return p.b.apply(BatchNorm(p.one_of((0.5, 1.0))), x, scale, bias, mean, p.b.square(spread))
+
+
 def _along(kind: type[Softmax] | type[Cumsum]) -> Recipe:
     def make(p: Pool_) -> Tensor:
         x = p.any(1)
@@ -392,6 +398,7 @@ RECIPES: dict[type[Op], Recipe] = {
     Cumsum: _along(Cumsum),
     LayerNorm: _norm(LayerNorm),
     RmsNorm: _norm(RmsNorm),
+    BatchNorm: _batch_norm,
     LinearScan: _linear_scan,
     OuterScan: _outer_scan,
     Sum: _reduce(Sum),

@@ -17,7 +17,7 @@ from ir.ops.contraction import Matmul
 from ir.ops.convolution import Conv, Pool
 from ir.ops.elementwise import Cast, Compare
 from ir.ops.indexing import DynamicUpdate, Gather, ScatterAdd
-from ir.ops.normalization import LayerNorm, RmsNorm, Softmax
+from ir.ops.normalization import BatchNorm, LayerNorm, RmsNorm, Softmax
 from ir.ops.recurrence import OuterScan
 from ir.ops.reduction import Cumsum, Max, Mean, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
@@ -63,6 +63,7 @@ ATTRIBUTES: dict[type[Op], tuple[Op, tuple[TensorType, ...], dict[str, object]]]
     Softmax: (Softmax(0), (CUBE,), {"axis": 1}),
     LayerNorm: (LayerNorm(), (CUBE,), {"epsilon": 1e-3}),
     RmsNorm: (RmsNorm(), (CUBE,), {"epsilon": 1e-3}),
+    BatchNorm: (BatchNorm(), (CUBE, *[TensorType(CUBE.shape[-1:])] * 4), {"epsilon": 1e-3, "momentum": 0.2}),
     OuterScan: (OuterScan(), (HEADS, HEADS, HEADS), {"scale": 0.5}),
     Sum: (Sum((0,)), (CUBE,), {"axes": (1,), "keepdims": True}),
     Mean: (Mean((0,)), (CUBE,), {"axes": (1,), "keepdims": True}),

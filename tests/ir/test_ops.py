@@ -44,7 +44,7 @@ from ir.ops.elementwise import (
     Where,
 )
 from ir.ops.indexing import DynamicUpdate, Gather, ScatterAdd, Take
-from ir.ops.normalization import LayerNorm, RmsNorm, Softmax
+from ir.ops.normalization import BatchNorm, LayerNorm, RmsNorm, Softmax
 from ir.ops.recurrence import LinearScan, OuterScan
 from ir.ops.reduction import Cumsum, Max, Mean, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
@@ -182,6 +182,19 @@ def check_layer_norm() -> None:
     close(evaluate(LayerNorm(0.0), x, scale), plain * scale)
     close(evaluate(LayerNorm(0.0), x, scale, bias), plain * scale + bias)
     close(evaluate(LayerNorm(1e6), x), (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e6))
+
+
+def check_batch_norm() -> None:
+    x, scale, bias, mean = normal(3, 2, 4), normal(4), normal(4), normal(4)
+    variance = np.square(normal(4))
+    expected = [
+        [
+            [(x[i, t, c] - mean[c]) / math.sqrt(variance[c] + 0.5) * scale[c] + bias[c] for c in range(4)]
+            for t in range(2)
+        ]
+        for i in range(3)
+    ]
+    close(evaluate(BatchNorm(0.5), x, scale, bias, mean, variance), expected)
 
 
 def check_rms_norm() -> None:
@@ -400,6 +413,7 @@ UNIT: dict[type[Op], Callable[[], None]] = {
     LongConv: check_long_conv,
     Softmax: check_softmax,
     LayerNorm: check_layer_norm,
+    BatchNorm: check_batch_norm,
     RmsNorm: check_rms_norm,
     LinearScan: check_linear_scan,
     OuterScan: check_outer_scan,
@@ -480,6 +494,8 @@ REFUSED: list[tuple[Op, tuple[TensorType, ...]]] = [
     (DynamicUpdate(1), (X, TensorType((2, 1, 4)), TensorType((1,), "int32"))),
     (DynamicUpdate(1), (X, TensorType((2, 1, 4), "float16"), TensorType((), "int32"))),
     (Softmax(3), (X,)),
+    (BatchNorm(), (X, *[TensorType((3,))] * 4)),
+    (BatchNorm(), (X, *[TensorType((4,))] * 3)),
     (LayerNorm(), (X, TensorType((3,)))),
     (LayerNorm(), (X, TensorType((4,)), TensorType((4,)), TensorType((4,)))),
     (RmsNorm(), (X, TensorType((4,)), TensorType((4,)))),

@@ -15,8 +15,10 @@ from ir.errors import GraphError
 from ir.graph import Graph, Node, Value
 from ir.interpret import evaluate
 from ir.op import Array
+from ir.ops.contraction import Matmul
 from ir.ops.convolution import Conv
-from ir.ops.elementwise import Exp, Neg
+from ir.ops.elementwise import Exp, Mul, Neg
+from ir.ops.normalization import BatchNorm
 from ir.ops.structure import Component
 from ir.passes.base import Pass, Pipeline
 from ir.passes.canonicalize import Canonicalize
@@ -24,6 +26,7 @@ from ir.passes.cse import Cse
 from ir.passes.dce import Dce
 from ir.passes.expand_components import ExpandComponents
 from ir.passes.fold_constants import FoldConstants
+from ir.passes.lower_batch_norm import LowerBatchNorm
 from ir.passes.lower_convolutions import LowerConvolutions
 from ir.passes.lower_precision import LowerPrecision, precision_of
 from ir.rewrite import Replacement, Rewriter, rebuild, rewrite
@@ -442,6 +445,32 @@ def test_lower_convolutions_leaves_other_windows():
         weight = b.parameter("w", ((Axis("a", 3),), (Axis("c", 4 // groups),), (Axis("o", 4),)))
         graph = b.build(y=b.conv(b.input("x", (1, 9, 4)), weight, strides=strides, padding=padding, groups=groups))
         assert print_graph(LowerConvolutions()(graph)) == print_graph(graph)
+
+
+@pytest.mark.parametrize("name", ["conv", "biased", "matmul", "shared", "bare"])
+def test_lower_batch_norm_keeps_values(name: str):
+    """Batch norm goes into the weights before it where nobody else reads that product; the values stay."""
+    b = Builder()
+    x = b.input("x", (2, 5, 4))
+    weight = b.parameter("w", ((Axis("i", 4),), (Axis("o", 3),)))
+    if name in ("conv", "biased"):
+        kernel = b.parameter("k", ((Axis("a", 3),), (Axis("c", 4),), (Axis("o", 3),)))
+        product = b.conv(x, kernel, padding=((1, 1),))
+        product = product + b.parameter("b", ((Axis("o", 3),),)) if name == "biased" else product
+    else:
+        product = b.tanh(x) if name == "bare" else b.matmul(x, weight)
+    y = b.batch_norm(product, "norm")
+    graph = b.build(y=y + product if name == "shared" else y)
+    lowered = LowerBatchNorm()(graph)
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.standard_normal((2, 5, 4))}
+    params = {label: rng.standard_normal(node.types[0].shape) for label, node in graph.parameters.items()}
+    params["norm_variance"] = np.square(params["norm_variance"]) + 0.1
+    expected, found = (evaluate(g, inputs, params)["y"] for g in (graph, lowered))
+    assert not any(isinstance(node.op, BatchNorm) for node in lowered.nodes)
+    assert np.abs(found - expected).max() < 1e-10  # epsilon becomes a float32 constant
+    producers = [lowered.node(node.operands[1].node).op for node in lowered.nodes if isinstance(node.op, Conv | Matmul)]
+    assert [isinstance(op, Mul) for op in producers] == ([] if name == "bare" else [name != "shared"])
 
 
 PRODUCTS = """

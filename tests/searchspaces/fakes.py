@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from ir.builder import Builder, Tensor
-from ir.component import ChannelMixer, Component, Norm, Position, TokenMixer, context_option, option
+from ir.component import ChannelMixer, Component, Norm, Position, Reducer, TokenMixer, context_option, option
 from ir.op import Array
 from searchspaces.registry import ENTRY_POINT_GROUP, Registry
 
@@ -79,6 +79,14 @@ class NoChannelMixer(_Channel):
     pass
 
 
+class NoReducer(Reducer):
+    def build(self, b: Builder, x: Tensor, weights: Tensor | None) -> Tensor:
+        return x
+
+    def reference(self, params: Mapping[str, Array], x: Array, weights: Array | None) -> Array:
+        return x
+
+
 class RmsNorm(Norm):
     eps: float = option(1e-5, minimum=0.0, doc="Added to the mean square.")
 
@@ -127,6 +135,7 @@ NAMES = {
     "channel_mixer.mlp": "Mlp",
     "channel_mixer.glu": "Glu",
     "channel_mixer.none": "NoChannelMixer",
+    "reducer.none": "NoReducer",
     "norm.rms_norm": "RmsNorm",
     "norm.layer_norm": "LayerNorm",
     "position.none": "NoPosition",

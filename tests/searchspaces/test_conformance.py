@@ -1,51 +1,41 @@
-"""What every component of the registry has to keep, in every case it declares.
+"""What every component of the registry has to keep, in every case it declares: the checks of `nas check`.
 
-The compiled form has its own test, `test_compiled.py`; both take their subjects from `conformance.py`.
+The compiled form has its own test, `test_compiled.py`.
 """
-
-import itertools
 
 import numpy as np
 import pytest
-import torch
 
-from codegen.torch_backend import to_module
 from ir.builder import Builder
-from ir.component import Position, TokenMixer
-from ir.cost import profile
+from ir.component import KINDS, Position, TokenMixer
 from ir.interpret import evaluate
-from ir.serialize import graph_from_json, graph_to_json
-from ir.text import parse_graph, print_graph
-from ir.verify import verify
+from nas.checks.component import CHECKS, limit_holds, relative_error
+from nas.checks.subjects import random_params, subjects
 from searchspaces import reference, registry
-from tests.searchspaces.conformance import (
-    CAUSAL,
-    EVERYTHING,
-    LOOKING_BOTH_WAYS,
-    MIXERS,
-    TOKENWISE,
-    WITH_FORMS,
-    Subject,
-    each,
-    random_input,
-    random_params,
-    run,
-    zero_state,
-)
 
-KINDS = ("token_mixer", "channel_mixer", "norm", "position", "block", "macro", "stem", "head")
+ALONE = ("token_mixer", "channel_mixer", "norm", "reducer", "transition", "stem", "head", "block")
 COMPONENTS = [
     pytest.param(kind, key, component, id=f"{kind}-{key}")
     for kind in KINDS
     for key, component in registry.components(kind).items()
 ]
+CHECKED = [
+    pytest.param(check, subject, id=f"{check.name}-{subject.name}")
+    for check in CHECKS
+    for subject in subjects(*ALONE)
+    if check.applies(subject)
+]
+LIMITS = [
+    pytest.param(component, limit, id=f"{key}-{index}")
+    for kind in ALONE
+    for key, component in registry.components(kind).items()
+    for index, limit in enumerate(component.limits)
+]
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
     """Assert agreement relative to the largest expected number."""
-    assert found.shape == expected.shape
-    scale = max(np.abs(expected).max(), 1e-30)
-    assert np.abs(found - expected).max() <= tolerance * scale
+    assert relative_error(found, expected) <= tolerance
 
 
 @pytest.mark.parametrize(("kind", "key", "component"), COMPONENTS)
@@ -59,155 +49,16 @@ def test_component_says_what_it_is(kind, key, component):
     assert component.create({}) == component()
 
 
-@each(EVERYTHING)
-def test_graph_verifies_and_round_trips(subject: Subject):
-    """The graph keeps the rules of the IR, and text and JSON give it back exactly."""
-    graph = verify(subject.graph())
-    for again in (parse_graph(print_graph(graph)), graph_from_json(graph_to_json(graph))):
-        assert (again.nodes, again.outputs) == (graph.nodes, graph.outputs)
+@pytest.mark.parametrize(("check", "subject"), CHECKED)
+def test_component_passes_its_checks(check, subject):
+    """Round trips, reference, torch, gradients, causality, streaming, forms and growth, as far as each applies."""
+    check.run(subject)
 
 
-@each(EVERYTHING)
-def test_graph_equals_the_reference(subject: Subject):
-    """The graph computes the paper's equation; both run in float64, so only the order of sums differs."""
-    graph = subject.graph()
-    params, x = random_params(graph), random_input(graph)
-    close(run(graph, params, x), subject.reference(params, x), 1e-9)
-
-
-@each(EVERYTHING)
-def test_examples_of_a_batch_do_not_mix(subject: Subject):
-    """Changing one example of a batch leaves the others' results as they were, bit for bit."""
-    graph = subject.resized(batch=3).graph()
-    params, x = random_params(graph), random_input(graph)
-    changed = x.copy()
-    changed[1] = random_input(graph, seed=2)[1]
-    before, after = run(graph, params, x), run(graph, params, changed)
-    assert np.array_equal(before[[0, 2]], after[[0, 2]])
-    assert not np.array_equal(before[1], after[1])
-
-
-@each(CAUSAL)
-def test_causal_mixer_does_not_look_ahead(subject: Subject):
-    """Changing token t leaves every output before t as it was, and changes one from t on."""
-    graph = subject.resized(time=7).graph()
-    params, x = random_params(graph), random_input(graph)
-    for t in (1, 4, 6):
-        changed = x.copy()
-        changed[:, t] += 1.0
-        before, after = run(graph, params, x), run(graph, params, changed)
-        assert np.array_equal(before[:, :t], after[:, :t])
-        assert not np.array_equal(before[:, t:], after[:, t:])
-
-
-@each(LOOKING_BOTH_WAYS)
-def test_bidirectional_mixer_looks_ahead(subject: Subject):
-    """Changing token t changes the output before it: the mixer is rightly kept out of decoders."""
-    graph = subject.resized(time=7).graph()
-    params, x = random_params(graph), random_input(graph)
-    changed = x.copy()
-    changed[:, 4] += 1.0
-    assert np.abs(run(graph, params, x)[:, 3] - run(graph, params, changed)[:, 3]).max() > 1e-6
-
-
-@each(TOKENWISE)
-def test_tokenwise_component_keeps_tokens_apart(subject: Subject):
-    """Changing one token changes no other token's result."""
-    graph = subject.resized(time=5).graph()
-    params, x = random_params(graph), random_input(graph)
-    changed = x.copy()
-    changed[:, 2] += 1.0
-    others = [0, 1, 3, 4]
-    assert np.array_equal(run(graph, params, x)[:, others], run(graph, params, changed)[:, others])
-
-
-@each(EVERYTHING)
-def test_torch_equals_numpy(subject: Subject):
-    """The torch module agrees with the interpreter: closely in float64, to rounding in float32."""
-    graph = subject.graph()
-    params, x = random_params(graph), random_input(graph)
-    expected = run(graph, params, x)
-    close(in_torch(subject, params, x, torch.float64), expected, 1e-10)
-    close(in_torch(subject, params, x, torch.float32), expected, 1e-4)
-
-
-@each(WITH_FORMS)
-def test_forms_agree(subject: Subject):
-    """Every form computes the same function, over more tokens than one chunk holds; float64 leaves rounding only."""
-    subject = subject.resized(time=70)
-    params, x = random_params(subject.graph()), random_input(subject.graph())
-    expected = in_torch(subject.with_form("recurrent"), params, x, torch.float64)
-    for form in subject.mixer.forms:
-        close(in_torch(subject.with_form(form), params, x, torch.float64), expected, 1e-10)
-
-
-@each(EVERYTHING)
-def test_gradients_equal_finite_differences(subject: Subject):
-    """The slope of a random loss along a random direction, by torch and by central differences of the interpreter.
-
-    A step of 1e-6 in float64 leaves an error of about 1e-9 from rounding and less from curvature.
-    """
-    graph = subject.graph()
-    params, x = random_params(graph), random_input(graph)
-    rng = np.random.default_rng(3)
-    weights = rng.standard_normal(graph.type_of(graph.outputs[0][1]).shape)
-    along = {name: rng.standard_normal(array.shape) for name, array in params.items()}
-    along_x = rng.standard_normal(x.shape) if x.dtype.kind == "f" else np.zeros_like(x)
-
-    def loss(step: float) -> float:
-        moved = {name: params[name] + step * along[name] for name in params}
-        return float((weights * run(graph, moved, x + (step * along_x).astype(x.dtype))).sum())
-
-    module = to_module(graph, params, dtype=torch.float64)
-    given = torch.from_numpy(x).requires_grad_(x.dtype.kind == "f")
-    (torch.from_numpy(weights) * module(x=given)["y"]).sum().backward()
-    pairs = [(given, along_x), *((weight, along[name]) for name, weight in module.named_parameters())]
-    slope = sum(float((tensor.grad.numpy() * way).sum()) for tensor, way in pairs if tensor.grad is not None)
-    assert slope == pytest.approx((loss(1e-6) - loss(-1e-6)) / 2e-6, rel=1e-6, abs=1e-6)
-
-
-@each(CAUSAL)
-def test_streaming_equals_parallel(subject: Subject):
-    """Token by token from zero states, in numpy and in torch, a causal mixer gives what it gives at once."""
-    graph = subject.graph()
-    params, x = random_params(graph), random_input(graph)
-    stream = verify(subject.step_graph(max_len=subject.case.time + 2))
-    assert set(stream.parameters) == set(graph.parameters)
-    module = to_module(stream, params, dtype=torch.float64)
-    state = zero_state(stream)
-    outputs = []
-    for t in range(subject.case.time):
-        given = {"x": x[:, t : t + 1], "position": np.array(t, np.int32), **state}
-        state = evaluate(stream, given, params)
-        in_module = module(**{name: torch.from_numpy(np.asarray(array)) for name, array in given.items()})
-        for name, array in state.items():
-            close(in_module[name].detach().numpy(), array, 1e-10)
-        outputs.append(state.pop("y"))
-    close(np.concatenate(outputs, axis=1), run(graph, params, x), 1e-9)
-
-
-@each(CAUSAL)
-def test_streaming_fits_every_max_len(subject: Subject):
-    """The state may be as short as the stream itself: one token, and exactly all of them."""
-    for max_len in (1, 2, 3, 4, 5):
-        short = subject.resized(time=max_len)
-        graph, stream = short.graph(), short.step_graph(max_len)
-        params, x = random_params(graph), random_input(graph)
-        state, last = zero_state(stream), np.zeros(0)
-        for t in range(max_len):
-            state = evaluate(stream, {"x": x[:, t : t + 1], "position": np.array(t, np.int32), **state}, params)
-            last = state.pop("y")
-        close(last, run(graph, params, x)[:, -1:], 1e-9)
-
-
-@each(MIXERS)
-def test_flops_grow_with_tokens_as_declared(subject: Subject):
-    """FLOPs at T, 2T and 4T tokens have the declared exponent; projections still weigh a little at these lengths."""
-    flops = [profile(subject.resized(batch=1, time=time).graph()).flops for time in (256, 512, 1024)]
-    declared = subject.mixer.growth_exponent()
-    for shorter, longer in itertools.pairwise(flops):
-        measured = np.log2(longer / shorter) if shorter else 0.0
-        assert measured == pytest.approx(declared, abs=0.15)
+@pytest.mark.parametrize(("component", "limit"), LIMITS)
+def test_component_contains_what_it_says(component, limit):
+    """In the limit that it names, a component equals another one."""
+    limit_holds(component, limit)
 
 
 @pytest.mark.parametrize("key", registry.default_registry().keys("position"))
@@ -274,14 +125,6 @@ def position_graph(position: Position, tokens: int, *, streaming: bool):
     at = b.input("position", (), "int32") if streaming else None
     x, heads = b.input("x", (2, tokens, 6)), b.input("heads", (2, tokens, 3, 4))
     return b.build(x_out=position.embed(b, x, 5, at), heads_out=position.rotate(b, heads, at))
-
-
-def in_torch(subject: Subject, params, x, dtype) -> np.ndarray:
-    """The component's output by the torch backend."""
-    module = to_module(subject.graph(), params, dtype=dtype)
-    given = torch.from_numpy(x)
-    with torch.no_grad():
-        return module(x=given.to(dtype) if given.is_floating_point() else given)["y"].double().numpy()
 
 
 def test_attention_with_a_window_keeps_a_bounded_state():

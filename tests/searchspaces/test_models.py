@@ -19,7 +19,7 @@ from ir.ops.structure import Component
 from ir.passes.expand_components import ExpandComponents
 from ir.verify import verify
 from searchspaces import registry, resolve
-from searchspaces.architecture import Architecture, ComponentConfig, LayerConfig, ModelConfig
+from searchspaces.architecture import Architecture, ComponentConfig, LayerConfig, ModelConfig, StageConfig
 from searchspaces.signature import Signature
 
 of = ComponentConfig.of
@@ -46,7 +46,7 @@ def architecture(
 ) -> Architecture:
     """A model of width 12 with one layer for each mixer."""
     layers = tuple(LayerConfig(of(wiring), mixer, of(channel)) for mixer in mixers)
-    return Architecture(ModelConfig(12, len(layers), of(norm), of(position), causal, layers, **ends))
+    return Architecture(ModelConfig((StageConfig(12, layers),), of(norm), of(position), causal, **ends))
 
 
 def random_input(signature: Signature, batch: int, seed: int = 0) -> np.ndarray:

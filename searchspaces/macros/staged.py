@@ -1,14 +1,15 @@
-"""Equal layers from end to end."""
+"""Stages of layers from stem to head."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ir.builder import Builder, Tensor
 from ir.component import ChannelMixer, Norm, TokenMixer
 from ir.errors import GraphError, InputError
+from ir.types import Axes
 from searchspaces.parts import LayerParts, Macro
 from searchspaces.resolve import LayerModel, ModelParts, Part, resolve_model
 
@@ -18,19 +19,26 @@ if TYPE_CHECKING:
     from searchspaces.signature import Signature
 
 
-class Isotropic(Macro):
-    """One width and one number of tokens from end to end (Vaswani et al. 2017).
+class Staged(Macro):
+    """One stage makes an isotropic model (Vaswani et al. 2017), several a pyramid (Wang et al. 2021).
 
-    stem -> position -> layers -> norm, unless the last layer ends with one -> head. A causal model is a decoder, any
-    other an encoder that sees both ways. Scopes: `stem`, `position`, `layers.0.mixer`, `layers.0.channel_mixer`,
-    `layers.0.norm_mixer`, `layers.0.norm_channel`, `norm`, `head`.
+    stem -> position -> layers -> [transition -> position -> layers ...] -> norm, unless the last layer ends with one ->
+    head. A causal model is a decoder, any other an encoder that sees both ways. Scopes: `stem`, `position`,
+    `layers.0.mixer`, `layers.0.channel_mixer`, `layers.0.norm_mixer`, `layers.0.norm_channel`, `layers.0.reducer`,
+    `transitions.1`, `positions.1`, `norm`, `head`; layers are numbered through all stages.
+
+    Tokens on the grid of an image stay on it as long as parts need it: spatial mixers and transitions get
+    `[B, H, W, D]`, all others a sequence in row order.
 
     The step graph of a decoder has the inputs `tokens` `[B, 1]`, `position` (int32 scalar) and the states, each named
     like `state.layers.0.mixer.k`; its outputs are `logits` and the new states under the same names. States start as
     zeros.
     """
 
-    paper = "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762"
+    paper = (
+        "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762; "
+        "Wang et al. 2021, Pyramid Vision Transformer, arXiv 2102.12122"
+    )
 
     def build_model(
         self,
@@ -46,7 +54,7 @@ class Isotropic(Macro):
         if batch < 1:
             raise InputError("the batch is not positive", where="batch", found=str(batch))
         parts = resolve_model(model, signature)
-        assembly = _Assembly(Builder(), parts, model.d_model, signature, expanded or mode == "step")
+        assembly = _Assembly(Builder(), parts, signature, expanded or mode == "step")
         if mode == "forward":
             return assembly.forward(batch, _resized(signature, seq_len))
         if not model.causal or signature.output != "next_token":
@@ -85,14 +93,12 @@ class _Assembly:
     Attributes:
         b: Where the nodes go.
         parts: The components.
-        d_model: Width.
         signature: The task's, at its own length, which sizes the table of learned positions.
         expanded: Build components out of operations; otherwise norms and mixers become one node each.
     """
 
     b: Builder
     parts: ModelParts
-    d_model: int
     signature: Signature
     expanded: bool
 
@@ -114,18 +120,30 @@ class _Assembly:
     def _model(self, given: Tensor, stream: _Stream | None) -> Tensor:
         parts, b = self.parts, self.b
         with b.scope("stem"):
-            x = parts.stem.build(b, given, self.d_model, self.signature)
-        x = self._embed(x, stream)
-        for index, layer in enumerate(parts.layers):
-            with b.scope(f"layers.{index}"):
-                x = layer.wiring.build(x, self._layer(layer, stream))
-        if not parts.layers[-1].wiring.normalises_output:
-            x = self._norm("norm", x)
+            x = parts.stem.build(b, given, parts.stages[0].d_model, self.signature)
+        known = parts.stem.num_tokens(self.signature)
+        grid = x.shape[1:3] if x.type.rank == 4 else parts.stem.grid(self.signature)
+        number = 0
+        for index, stage in enumerate(parts.stages):
+            if stage.transition is not None:
+                x = self._on_grid(x, grid, f"stages[{index}].transition")
+                with b.scope(f"transitions.{index}"):
+                    x = stage.transition.build(b, x, stage.d_model)
+                grid, known = x.shape[1:3], x.shape[1] * x.shape[2]
+            x = self._embed("position" if index == 0 else f"positions.{index}", x, known, stream)
+            for layer in stage.layers:
+                with b.scope(f"layers.{number}"):
+                    x = layer.wiring.build(x, self._layer(layer, grid, stream))
+                grid = grid if layer.reducer is None else None
+                number += 1
+        if not parts.stages[-1].layers[-1].wiring.normalises_output:
+            x = self._norm("norm", parts.final_norm, x)
         with b.scope("head"):
-            return parts.head.build(b, x, self.signature)
+            return parts.head.build(b, self._sequence(x), self.signature)
 
-    def _embed(self, x: Tensor, stream: _Stream | None) -> Tensor:
-        position, known = self.parts.position, self.parts.stem.num_tokens(self.signature)
+    def _embed(self, scope: str, x: Tensor, known: int, stream: _Stream | None) -> Tensor:
+        position = self.parts.position
+        shape, x = x.shape, self._sequence(x)
         wanted = stream.max_len if stream else x.shape[1]
         if position.bounded and wanted > known:
             raise InputError(
@@ -135,27 +153,83 @@ class _Assembly:
                 found=f"{wanted} tokens",
                 hint="other positions, such as rope, have no end",
             )
-        with self.b.scope("position"):
-            return position.embed(self.b, x, known, stream.position if stream else None)
+        with self.b.scope(scope):
+            return self._shaped(position.embed(self.b, x, known, stream.position if stream else None), shape)
 
-    def _layer(self, layer: LayerModel, stream: _Stream | None) -> LayerParts[Tensor]:
+    def _layer(self, layer: LayerModel, grid: tuple[int, ...] | None, stream: _Stream | None) -> LayerParts[Tensor]:
         """The layer's parts as functions that add nodes under their names."""
-        mixer, channel_mixer = layer.token_mixer, layer.channel_mixer
+        mixer, channel_mixer, reducer = layer.token_mixer, layer.channel_mixer, layer.reducer
+        weights: list[Tensor] = []
 
         def mix(x: Tensor) -> Tensor:
             with self.b.scope("mixer"):
-                return self._call("token_mixer", mixer, x) if stream is None else self._step(mixer.component, x, stream)
+                if stream is not None:
+                    return self._step(mixer.component, x, stream)
+                if reducer is not None and reducer.needs_attention:
+                    y, attention = mixer.component.build_with_weights(self.b, self._sequence(x))
+                    weights.append(attention)
+                    return self._shaped(y, x.shape)
+                return self._place("token_mixer", mixer, x, grid)
 
         def channel(x: Tensor) -> Tensor:
             assert channel_mixer is not None
             with self.b.scope("channel_mixer"):
+                if channel_mixer.component.spatial:
+                    return self._place("channel_mixer", channel_mixer, x, grid)
                 return self._call("channel_mixer", channel_mixer, x)
 
-        return LayerParts(mix, channel if channel_mixer else None, self._norm)
+        def reduce(x: Tensor) -> Tensor:
+            if reducer is None:
+                return x
+            with self.b.scope("reducer"):
+                return reducer.build(self.b, self._sequence(x), weights[0] if weights else None)
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
+        def parameter(name: str, axes: Axes, init: str) -> Tensor:
+            return self.b.parameter(name, axes, init)
+
+        def norm(name: str, x: Tensor) -> Tensor:
+            return self._norm(name, self.parts.norm, x)
+
+        return LayerParts(mix, channel if channel_mixer else None, norm, parameter, reduce)
+
+    def _place(
+        self, kind: str, part: Part[TokenMixer] | Part[ChannelMixer], x: Tensor, grid: tuple[int, ...] | None
+    ) -> Tensor:
+        """A mixer on tokens laid out as it needs them; the result is laid out like x."""
+        component: Any = part.component
+        if kind == "channel_mixer" or component.spatial:
+            placed = self._on_grid(x, grid, f"{self.b.scope_path}, {part.key}")
+        else:
+            placed = self._sequence(x)
+        problem = component.check_tokens(placed.shape[1:-1]) if kind == "token_mixer" else None
+        if problem:
+            raise InputError("the token mixer cannot mix these tokens", where=self.b.scope_path, found=problem)
+        return self._shaped(self._call(kind, part, placed), x.shape)
+
+    def _sequence(self, x: Tensor) -> Tensor:
+        """`[B, T, D]`, tokens of a grid in row order."""
+        return x if x.type.rank == 3 else self.b.reshape(x, x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
+
+    def _on_grid(self, x: Tensor, grid: tuple[int, ...] | None, where: str) -> Tensor:
+        """`[B, H, W, D]`."""
+        if x.type.rank == 4:
+            return x
+        if grid is None:
+            raise InputError(
+                "a part needs tokens on the grid of an image",
+                where=where,
+                expected="a stem that makes a grid, and no reducer or class token before",
+                found=f"{x.shape[1]} tokens in a row",
+                hint="use a part that mixes sequences, or another stem",
+            )
+        return self.b.reshape(x, x.shape[0], *grid, x.shape[2])
+
+    def _shaped(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return x if x.shape == shape else self.b.reshape(x, *shape)
+
+    def _norm(self, name: str, norm: Part[Norm], x: Tensor) -> Tensor:
         with self.b.scope(name):
-            return self._call("norm", self.parts.norm, x)
+            return self._call("norm", norm, x)
 
     def _call(self, kind: str, part: Part[TokenMixer] | Part[ChannelMixer] | Part[Norm], x: Tensor) -> Tensor:
         if self.expanded:
@@ -164,7 +238,7 @@ class _Assembly:
 
     def _step(self, mixer: TokenMixer, x: Tensor, stream: _Stream) -> Tensor:
         """One token of a mixer; its states become inputs, and outputs of the same names."""
-        types = mixer.state(x.shape[0], self.d_model, stream.max_len)
+        types = mixer.state(x.shape[0], x.shape[-1], stream.max_len)
         names = {name: f"state.{self.b.scope_path}.{name}" for name in types}
         state = {name: self.b.input(names[name], kind.shape, kind.dtype) for name, kind in types.items()}
         y, after = mixer.step(self.b, x, state, stream.position)

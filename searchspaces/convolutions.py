@@ -1,0 +1,70 @@
+"""Convolutions on images as components use them: parameters, padding and batch norm in one call.
+
+Shape letters: B batch, H W height and width, C channels, O output channels.
+"""
+
+from __future__ import annotations
+
+from ir.builder import Builder, Tensor
+from ir.types import Axis
+
+
+def conv(
+    b: Builder,
+    x: Tensor,
+    name: str,
+    outputs: int,
+    *,
+    window: int = 1,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    dilation: int = 1,
+    bias: bool = False,
+) -> Tensor:
+    """x `[B, H, W, C]` under a new kernel `name` `[K, K, C / groups, O]`, plus a bias `name_bias` if asked.
+
+    The padding is the same on all sides, by default what keeps the size at stride 1.
+    """
+    channels = x.shape[-1]
+    around = dilation * (window - 1) // 2 if padding is None else padding
+    axes = (
+        (Axis("height", window),),
+        (Axis("width", window),),
+        (Axis("group", channels // groups),),
+        (Axis("channels", outputs),),
+    )
+    y = b.conv(
+        x,
+        b.parameter(name, axes),
+        strides=(stride, stride),
+        padding=((around, around), (around, around)),
+        dilation=(dilation, dilation),
+        groups=groups,
+    )
+    return y + b.parameter(f"{name}_bias", ((Axis("channels", outputs),),), "constant(0)") if bias else y
+
+
+def depthwise(
+    b: Builder, x: Tensor, name: str, window: int, *, stride: int = 1, dilation: int = 1, bias: bool = True
+) -> Tensor:
+    """Each channel of x `[B, H, W, C]` under its own window; keeps the size at stride 1."""
+    channels = x.shape[-1]
+    return conv(b, x, name, channels, window=window, stride=stride, groups=channels, dilation=dilation, bias=bias)
+
+
+def conv_norm(
+    b: Builder,
+    x: Tensor,
+    name: str,
+    outputs: int,
+    *,
+    window: int = 1,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    scale: float = 1.0,
+) -> Tensor:
+    """A convolution without bias and its batch norm `name_norm`, whose scale begins at `scale`."""
+    y = conv(b, x, name, outputs, window=window, stride=stride, padding=padding, groups=groups)
+    return b.batch_norm(y, f"{name}_norm", scale=scale)

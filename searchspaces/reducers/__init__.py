@@ -1,0 +1,1 @@
+"""Reducers: fewer tokens between the branches of a layer, a file each."""

@@ -1,0 +1,88 @@
+"""Convolutions before the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from ir.builder import Builder, Tensor
+from ir.component import option
+from ir.op import Array
+from ir.types import Axis
+from searchspaces import convolutions, reference
+from searchspaces.parts import ACTIVATIONS, Activation, EndCase, Stem
+from searchspaces.signature import Signature
+
+NormKind = Literal["none", "layer_norm", "batch_norm"]
+
+
+def _image(size: int, channels: int) -> Signature:
+    return Signature(modality="image", output="class", image_size=size, channels=channels, num_classes=10)
+
+
+class ConvStem(Stem):
+    """Convolutions with strides that make tokens on a grid: `image` `[B, S, S, C]` -> `[B, S', S', D]`.
+
+    One convolution, the patch embedding of ConvNeXt, PVT or Swin, or several of half the width each time towards the
+    input (Xiao et al. 2021), with a norm after each and an activation between them.
+    """
+
+    paper = "Xiao et al. 2021, Early Convolutions Help Transformers See Better, arXiv 2106.14881"
+    modality = "image"
+    cases = (
+        EndCase({"window": 4, "stride": 4, "norm": "layer_norm"}, signature=_image(8, 3)),
+        EndCase({"window": 7, "stride": 4}, batch=1, d_model=5, signature=_image(9, 2)),
+        EndCase({"layers": 2, "norm": "batch_norm"}, d_model=6, signature=_image(7, 1)),
+    )
+
+    layers: int = option(1, minimum=1, maximum=8, doc="Convolutions, each of the same window and stride.")
+    window: int = option(3, minimum=1, maximum=31, doc="Height and width that an output sees, pixels.")
+    stride: int = option(2, minimum=1, maximum=31, doc="Pixels from one output to the next.")
+    norm: NormKind = option("none", choices=("none", "layer_norm", "batch_norm"), doc="Norm after each convolution.")
+    activation: Activation = option("relu", choices=tuple(ACTIVATIONS), doc="Function between convolutions.")
+
+    def check(self, signature: Signature) -> str | None:
+        problem = super().check(signature)
+        if problem is None and self._side(signature) < 1:
+            return f"{self.layers} windows of {self.window} do not fit an image of {signature.image_size}"
+        return problem
+
+    @property
+    def _padding(self) -> int:
+        return 0 if self.window <= self.stride else self.window // 2
+
+    def _side(self, signature: Signature) -> int:
+        side = signature.image_size
+        for _ in range(self.layers):
+            side = (side + 2 * self._padding - self.window) // self.stride + 1
+        return side
+
+    def num_tokens(self, signature: Signature) -> int:
+        return self._side(signature) ** 2
+
+    def build(self, b: Builder, x: Tensor, d_model: int, signature: Signature) -> Tensor:
+        for index in range(self.layers):
+            outputs = d_model // 2 ** (self.layers - 1 - index)
+            bias = self.norm != "batch_norm"
+            x = convolutions.conv(
+                b, x, f"conv{index}", outputs, window=self.window, stride=self.stride, padding=self._padding, bias=bias
+            )
+            if self.norm == "batch_norm":
+                x = b.batch_norm(x, f"norm{index}")
+            elif self.norm == "layer_norm":
+                axes = ((Axis("d_model", outputs),),)
+                scale = b.parameter(f"norm{index}_scale", axes, "constant(1)")
+                x = b.layer_norm(x, scale, b.parameter(f"norm{index}_bias", axes, "constant(0)"))
+            x = ACTIVATIONS[self.activation](b, x) if index < self.layers - 1 else x
+        return x
+
+    def reference(self, params: Mapping[str, Array], x: Array) -> Array:
+        for index in range(self.layers):
+            x = reference.convolve(x, params[f"conv{index}"], self.stride, self._padding)
+            x = x + params.get(f"conv{index}_bias", 0.0)
+            if self.norm == "batch_norm":
+                x = reference.batch_norm(params, f"norm{index}", x)
+            elif self.norm == "layer_norm":
+                x = reference.layer_norm(x) * params[f"norm{index}_scale"] + params[f"norm{index}_bias"]
+            x = reference.ACTIVATIONS[self.activation](x) if index < self.layers - 1 else x
+        return x

@@ -1,0 +1,1 @@
+"""Transitions between the stages of a pyramid, a file each."""
