@@ -110,6 +110,8 @@ def describe(lowered: Lowered) -> list[dict[str, Any]]:
                 "knobs": dict(lowered.knobs[call.kernel.key]),
                 "tuned": call.kernel.key in lowered.tuned,
                 "flops": call.kernel.flops,
+                "bytes": call.kernel.bytes_moved,
+                "generic": call.kernel.is_generic,
                 "scope": max((node.scope for node in nodes), key=len),
                 "nodes": [node.path for node in nodes],
             }

@@ -231,6 +231,15 @@ class Architecture:
         return cls(model)
 
 
+def part_names(model: ModelConfig, signature: Signature) -> list[str]:
+    """Name the different components of a model, from its input to its output."""
+    whole = [model.stem_for(signature), model.position, model.norm]
+    layers = [getattr(layer, slot) for layer in model.layers for slot in LAYER_SLOTS]
+    transitions = [stage.transition for stage in model.stages if stage.transition]
+    configs = [*whole, *transitions, *layers, model.head_for(signature)]
+    return [key for key in dict.fromkeys(config.key for config in configs) if key != "none"]
+
+
 LAYER_SLOTS = ("wiring", "token_mixer", "channel_mixer", "reducer")
 _MODEL_SLOTS = ("position", "norm", "final_norm", "stem", "head")
 _MODEL_KEYS = ("macro", "causal", *_MODEL_SLOTS, "stages")

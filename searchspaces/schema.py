@@ -260,7 +260,7 @@ def _as_turn(value: Any) -> Any:
     found = _TURNS.fullmatch(name)
     if found is None:
         return {"slot": value}
-    options = value[name] if is_mapping(value) else {}
+    options: Any = value[name] if is_mapping(value) else {}
     return {"slot": {found["name"]: options}, "times": int(found["times"])}
 
 

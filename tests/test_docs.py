@@ -284,23 +284,24 @@ def listed(page: Path, heading: str) -> dict[str, set[str]]:
 
 
 def test_readme_lists_what_the_registries_hold() -> None:
-    """The table of the README is what `nas list` would print, aliases included."""
+    """The tables of the README are what `nas list` would print."""
     from nas.cli import list as listing
 
-    expected = {
-        f"components: {kind.replace('_', ' ')}s": set(registry.default_registry().names(kind))
-        for kind in registry.FOLDERS
-        if registry.components(kind)
-    }
+    text = PAGES[0].read_text(encoding="utf-8")
+    for kind in (listing.Kind.components, listing.Kind.zoo):
+        written = text.partition(f"<!-- {kind.value}:begin -->\n")[2].partition(f"\n<!-- {kind.value}:end -->")[0]
+        assert written == listing._document_table(kind, listing._LISTS[kind]()), (
+            f"nas list {kind.value} --into README.md"
+        )
     others = {
         "tasks": listing.list_tasks,
         "strategies": listing.list_strategies,
         "objectives": listing.list_objectives,
         "executors": listing.list_executors,
         "targets": listing.list_targets,
-        "zoo": listing.list_zoo,
+        "spaces": listing.list_spaces,
     }
-    expected |= {name: {entry["name"] for entry in entries()} for name, entries in others.items()}
+    expected = {name: {entry["name"] for entry in entries()} for name, entries in others.items()}
     assert listed(PAGES[0], "`nas list`") == expected
 
 

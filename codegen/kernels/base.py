@@ -160,6 +160,11 @@ class Kernel(ABC):
         return sum(operand.size_bytes for operand in (*self.inputs, *self.outputs))
 
     @property
+    def is_generic(self) -> bool:
+        """Whether no schedule was written for this work: positions are computed anew for every vector."""
+        return False
+
+    @property
     def key(self) -> str:
         """Return the stable text of the workload, e.g. `gemm(m=128,n=768,k=768,bias,activation=gelu)`."""
         return f"{self.family}({','.join(_field_text(self))})"

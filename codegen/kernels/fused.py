@@ -89,6 +89,12 @@ class FusedKernel(Kernel):
         rule = self.knobs(isa)
         return [rule, {"parallel": not rule["parallel"]}] if isa.threads > 1 else [rule]
 
+    @property
+    def is_generic(self) -> bool:
+        """Whether the chain is neither flat, nor a reduction, nor a nest of loops with fixed strides."""
+        root = self.graph.node(self.graph.outputs[0][1].node)
+        return not isinstance(root.op, Reduction) and not self._is_flat() and find_nest(self.graph) is None
+
     def build(self, isa: Isa, knobs: Knobs) -> PrimFunc:
         """Write the loop nest."""
         return build_function(self, isa, knobs, lambda *buffers: self._write(isa, bool(knobs["parallel"]), buffers))

@@ -1,16 +1,12 @@
-"""The table of a bench in Markdown, and its place in a document: between two comments, never written by hand."""
+"""The table of a bench in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from ir.errors import InputError, StorageError
 from nas.bench.record import Row, summary
 
-BEGIN: Final = "<!-- bench:begin -->"
-END: Final = "<!-- bench:end -->"
 _TITLES: Final = {
     "eager": "torch",
     "compile": "torch.compile",
@@ -31,27 +27,6 @@ def to_markdown(rows: Sequence[Row]) -> str:
     align = ["---", "---", *["---:"] * (len(heads) - 2)]
     lines = [_line(heads), "|" + "|".join(align) + "|", *(_line(_cells(row, peers)) for row in rows)]
     return "\n\n".join(part for part in (_head(rows), "\n".join(lines), _notes(rows)) if part)
-
-
-def write_into(path: Path, table: str) -> None:
-    """Put a table between the marks of a document, in place of what is there.
-
-    Raises:
-        InputError: The document cannot be read, or has not each mark once, in order.
-        StorageError: It cannot be written.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError("cannot read the document", where=str(path), found=error.strerror) from error
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end) or text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise InputError("the document has no place for the table", where=str(path), expected=f"{BEGIN} ... {END}")
-    try:
-        path.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
-    except OSError as error:
-        raise StorageError("cannot write the document", where=str(path), found=error.strerror) from error
 
 
 def _line(cells: Sequence[str]) -> str:

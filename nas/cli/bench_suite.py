@@ -60,13 +60,14 @@ def bench_suite(wanted: Wanted, files: Files, markdown: bool, out_put: Output) -
         Exit: A model computes something else than torch, or could not be timed; with status 1, after the results.
     """
     from nas.bench import record
-    from nas.bench.markdown import to_markdown, write_into
+    from nas.bench.markdown import to_markdown
+    from nas.documents import write_into
 
     if files.resume and files.out is None:
         raise InputError("nothing to resume", where="--resume", expected="--out FILE", found="no --out")
     rows = _measure(wanted, files.out, files.resume) if files.source is None else _read(files.source, wanted)
     if files.into is not None:
-        write_into(files.into, to_markdown(rows))
+        write_into(files.into, "bench", to_markdown(rows))
     if out_put.json:
         out_put.data(record.document(rows))
     elif markdown:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import inspect
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ir.errors import NasError
+from ir.errors import InputError, NasError
 from nas.cli.options import Json
 from nas.cli.output import make_table, output
+from nas.documents import table, write_into
 
 # Long texts that would squeeze the other columns of a table.
-_ONLY_IN_JSON = frozenset({"paper", "file"})
+_ONLY_IN_JSON = frozenset({"paper", "file", "url", "checks", "note", "published"})
 
 
 class Kind(str, Enum):
     """What `nas list` lists."""
 
     components = "components"
+    spaces = "spaces"
     zoo = "zoo"
     targets = "targets"
     tasks = "tasks"
@@ -31,21 +34,27 @@ class Kind(str, Enum):
 
 def list_entries(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    into: Annotated[
+        Path | None, typer.Option(help="Put a table of the components or the zoo between the marks of this document.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List components, shipped spaces (zoo), targets, tasks, strategies, objectives or executors."""
+    """List components, shipped spaces, published architectures (zoo), targets, tasks, strategies, objectives."""
     with output(json) as out:
         entries = _LISTS[kind]()
+        if into is not None:
+            write_into(into, kind.value, _document_table(kind, entries))
+            return
         if out.json:
             out.data(entries)
             return
         columns = [key for key in dict.fromkeys(key for entry in entries for key in entry) if key not in _ONLY_IN_JSON]
-        table = make_table(*columns)
-        for column in table.columns:
+        shown = make_table(*columns)
+        for column in shown.columns:
             column.no_wrap = column.header in ("kind", "name", "available")
         for entry in entries:
-            table.add_row(*(_cell(entry.get(column)) for column in columns))
-        out.table(table)
+            shown.add_row(*(_cell(entry.get(column)) for column in columns))
+        out.table(shown)
 
 
 def list_components() -> list[dict[str, Any]]:
@@ -68,11 +77,47 @@ def list_components() -> list[dict[str, Any]]:
 
 
 def list_zoo() -> list[dict[str, Any]]:
-    """Describe every shipped space."""
-    from searchspaces.space import load_space, shipped_spaces
+    """Describe every published architecture: its parts, its paper, and its size beside the printed one."""
+    from ir.cost import profile
+    from nas.checks.zoo import check_names
+    from searchspaces.architecture import part_names
+    from searchspaces.space import ZOO, load_space, shipped_spaces
 
     entries: list[dict[str, Any]] = []
     for name, path in shipped_spaces().items():
+        if not name.startswith(f"{ZOO}/"):
+            continue
+        space = load_space(path)
+        architecture, signature, published = space.smallest(), space.signature, space.published
+        assert signature is not None, "a space of the zoo has a signature"
+        assert published is not None, "a space of the zoo says what is published"
+        cost = profile(architecture.graph(signature))
+        entries.append(
+            {
+                "name": name,
+                "description": space.description,
+                "parts": part_names(architecture.model, signature),
+                "params": cost.params,
+                "macs": cost.macs,
+                "published": {"params": published.params, "macs": published.macs, "source": published.source},
+                "note": published.note,
+                "checks": check_names(architecture, signature),
+                "paper": published.paper,
+                "url": published.url,
+                "file": str(path),
+            }
+        )
+    return entries
+
+
+def list_spaces() -> list[dict[str, Any]]:
+    """Describe every shipped search space."""
+    from searchspaces.space import ZOO, load_space, shipped_spaces
+
+    entries: list[dict[str, Any]] = []
+    for name, path in shipped_spaces().items():
+        if name.startswith(f"{ZOO}/"):
+            continue
         space = load_space(path)
         entries.append(
             {
@@ -155,6 +200,7 @@ def list_executors() -> list[dict[str, Any]]:
 
 _LISTS = {
     Kind.components: list_components,
+    Kind.spaces: list_spaces,
     Kind.zoo: list_zoo,
     Kind.targets: list_targets,
     Kind.tasks: list_tasks,
@@ -195,12 +241,49 @@ def _first_line(kind: type[Any]) -> str:
     return (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ")
 
 
+def _document_table(kind: Kind, entries: list[dict[str, Any]]) -> str:
+    """Write what a document shows of components or of the zoo.
+
+    Raises:
+        InputError: Documents show nothing else.
+    """
+    if kind is Kind.components:
+        rows = [
+            [entry["kind"].replace("_", " "), f"`{entry['name']}`", _aliases(entry), entry["description"]]
+            for entry in entries
+        ]
+        return table(["kind", "name", "aliases", "what it is"], rows)
+    if kind is not Kind.zoo:
+        raise InputError("only components and the zoo have a table in documents", where="list", found=kind.value)
+    rows = [
+        [
+            f"`{entry['name']}`",
+            f"[{entry['paper']}]({entry['url']})",
+            _beside(entry["params"], entry["published"]["params"], 1e6),
+            _beside(entry["macs"], entry["published"]["macs"], 1e9),
+        ]
+        for entry in entries
+    ]
+    numbers = ["M parameters (printed)", "G multiply-adds (printed)"]
+    return table(["name", "paper", *numbers], rows, right=numbers)
+
+
+def _aliases(entry: dict[str, Any]) -> str:
+    return ", ".join(f"`{alias}`" for alias in entry["aliases"])
+
+
+def _beside(found: float, printed: float | None, unit: float) -> str:
+    return f"{found / unit:.2f} ({'-' if printed is None else f'{printed / unit:.2f}'})"
+
+
 def _cell(value: Any) -> str:
     """Write a value for a table."""
     if isinstance(value, dict):
         return ", ".join(
             f"{name}={_option_text(option)}" if option != {} else str(name) for name, option in value.items()
         )
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)

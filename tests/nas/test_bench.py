@@ -22,7 +22,10 @@ from nas import api, suites
 from nas.bench import markdown, record
 from nas.bench.suite import SuiteBench
 from nas.cli.app import app
+from nas.documents import write_into
 from nas.suites import SuiteModel
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
 def nas(*arguments: object) -> Any:
@@ -231,22 +234,22 @@ def test_bench_markdown_goes_between_the_marks_of_a_document(tmp_path: Path):
     """What was between them is gone, everything else stays; the command needs no measurement."""
     rows, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
     record.append(rows, row())
-    page.write_text(f"before\n{markdown.BEGIN}\nstale\n{markdown.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
     result = nas("bench", "--suite", "cpu", "--from", rows, "--markdown", "--into", page)
     assert result.exit_code == 0, result.output
-    head, _, rest = page.read_text().partition(markdown.BEGIN)
-    assert (head, rest.partition(markdown.END)[2]) == ("before\n", "\nafter\n")
+    head, _, rest = page.read_text().partition(BEGIN)
+    assert (head, rest.partition(END)[2]) == ("before\n", "\nafter\n")
     assert "stale" not in rest
-    assert rest.partition(markdown.END)[0].strip() == result.stdout.strip()
+    assert rest.partition(END)[0].strip() == result.stdout.strip()
 
 
-@pytest.mark.parametrize("text", ["nothing", markdown.BEGIN, f"{markdown.END} {markdown.BEGIN}", 2 * markdown.BEGIN])
+@pytest.mark.parametrize("text", ["nothing", BEGIN, f"{END} {BEGIN}", 2 * BEGIN])
 def test_markdown_refuses_a_document_without_a_place(text: str, tmp_path: Path):
     """A document without both marks, in order, is left alone."""
     page = tmp_path / "page.md"
     page.write_text(text)
     with pytest.raises(InputError, match="no place for the table"):
-        markdown.write_into(page, "table")
+        write_into(page, "bench", "table")
     assert page.read_text() == text
 
 

@@ -1,6 +1,7 @@
 """The YAML reader and the schema: what a file may say and how it is read."""
 
 import copy
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ MINIMAL = {
 }
 
 
-def _parse(**changes):
+def _parse(**changes) -> Any:
     data = copy.deepcopy(MINIMAL)
     for path, value in changes.items():
         section, _, key = path.partition("__")
@@ -24,7 +25,8 @@ def _parse(**changes):
             data.setdefault(section, {})[key] = value
         else:
             data[section] = value
-    return parse_space(Source("<dict>", data))
+    parsed: Any = parse_space(Source("<dict>", data))
+    return parsed
 
 
 @pytest.mark.parametrize(
