@@ -447,3 +447,22 @@ def test_matmul_rounds_its_operands():
     )
     assert '{precision="bfloat16"}' in print_graph(graph)
     check(graph)
+
+
+def test_batch_norm_trains_as_torch_does():
+    """In training the batch's own statistics norm it and move the running ones; neither counts as trained."""
+    b = Builder()
+    x = b.input("x", (4, 5, 3))
+    graph = b.build(y=b.batch_norm(x, "norm"))
+    module, torch_norm = to_module(graph, seed=0), torch.nn.BatchNorm1d(3)
+    given = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)) * 2 + 1
+    for _ in range(3):
+        y, expected = module(x=given)["y"], torch_norm(given.reshape(-1, 3)).reshape(4, 5, 3)
+        assert torch.allclose(y, expected, atol=1e-6)  # the same sums in float32
+    values = module.export_params()
+    assert np.allclose(values["norm_mean"], torch_norm.running_mean.numpy(), atol=1e-6)
+    assert np.allclose(values["norm_variance"], torch_norm.running_var.numpy(), atol=1e-6)
+    assert {name for name, _ in module.named_parameters()} == {"norm_scale", "norm_bias"}
+    assert torch.allclose(
+        module.eval()(x=given)["y"], torch_norm.eval()(given.reshape(-1, 3)).reshape(4, 5, 3), atol=1e-6
+    )
