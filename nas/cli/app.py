@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from ir.errors import NasError
-from nas.cli import bench, check, compile, doctor, list, report, search, show, verify
+from nas.cli import bench, check, compile, doctor, list, probe, report, search, show, verify
 from nas.cli.output import is_debugging, program, tell
 
 FAILED, INTERRUPTED = 1, 130
@@ -62,6 +62,7 @@ app.command("compile")(compile.compile_model)
 app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)
+app.command("probe")(probe.probe)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 

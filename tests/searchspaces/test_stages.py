@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_mutation_and_crossover_stay_in_a_pyramid():
     space, rng = Space.from_dict(pyramid()), np.random.default_rng(0)
     parents = [space.sample(rng) for _ in range(6)]
     children = [space.mutate(parent, rng) for parent in parents]
-    children += [space.crossover(a, b, rng) for a, b in zip(parents, parents[1:], strict=False)]
+    children += [space.crossover(a, b, rng) for a, b in itertools.pairwise(parents)]
     assert all(space.is_valid(child) is None for child in children)
     assert all(child != parent for child, parent in zip(children, parents, strict=False))
 
