@@ -25,11 +25,12 @@ from codegen.tuning import TuningDatabase
 from ir.errors import CompileError
 from ir.graph import Graph, Value
 from ir.ops.structure import Constant, Parameter
-from ir.passes import canonicalize, cse, dce, fold_constants, lower_batch_norm, lower_convolutions
+from ir.passes import canonicalize, cse, dce, fold_constants, lower_batch_norm, lower_convolutions, merge_branches
 from ir.types import TensorType
 
 PASSES: Final[tuple[Callable[[Graph], Graph], ...]] = (
     lower_batch_norm.LowerBatchNorm(),
+    merge_branches.MergeBranches(),
     lower_convolutions.LowerConvolutions(),
     canonicalize.Canonicalize(),
     fold_constants.FoldConstants(),

@@ -14,7 +14,8 @@ from ir.ops.contraction import Matmul
 from ir.ops.convolution import Conv
 from ir.ops.elementwise import Add, Mul, Rsqrt, Sub
 from ir.ops.normalization import BatchNorm
-from ir.ops.structure import Constant, Input, Parameter
+from ir.ops.structure import Constant
+from ir.passes._static import is_read_once, is_static
 from ir.passes.base import Pass
 from ir.rewrite import Rewriter, rebuild
 
@@ -38,18 +39,10 @@ class LowerBatchNorm(Pass):
         def visit(rewriter: Rewriter, node: Node) -> Sequence[Value]:
             if not isinstance(node.op, BatchNorm):
                 return rewriter.add(node)
-            alone = _is_read_once(graph, graph.node(node.id).operands[0])
+            alone = is_read_once(graph, graph.node(node.id).operands[0])
             return (_as_affine(rewriter, node, fold=alone),)
 
         return rebuild(graph, visit)
-
-
-def _is_read_once(graph: Graph, value: Value) -> bool:
-    """Whether only one node needs a value, and the product under a bias that makes it."""
-    node = graph.node(value.node)
-    inner = node.operands[0] if isinstance(node.op, Add) else value
-    outputs = {output for _, output in graph.outputs}
-    return all(len(graph.users(each)) == 1 and each not in outputs for each in (value, inner))
 
 
 def _as_affine(r: Rewriter, node: Node, *, fold: bool) -> Value:
@@ -71,16 +64,8 @@ def _as_affine(r: Rewriter, node: Node, *, fold: bool) -> Value:
 def _product(r: Rewriter, x: Value) -> tuple[Node | None, Value | None]:
     """The product with static weights that makes x, and the static bias that was added to it."""
     node, offset = r.producer(x), None
-    if isinstance(node.op, Add) and r.type_of(node.operands[1]).rank == 1 and _is_static(r, node.operands[1]):
+    if isinstance(node.op, Add) and r.type_of(node.operands[1]).rank == 1 and is_static(r, node.operands[1]):
         node, offset = r.producer(node.operands[0]), node.operands[1]
-    if not isinstance(node.op, _PRODUCTS) or not _is_static(r, node.operands[1]):
+    if not isinstance(node.op, _PRODUCTS) or not is_static(r, node.operands[1]):
         return None, None
     return (None, None) if isinstance(node.op, Matmul) and node.op.transpose_b else (node, offset)
-
-
-def _is_static(r: Rewriter, value: Value) -> bool:
-    """Whether a value depends on parameters and constants alone."""
-    node = r.producer(value)
-    if isinstance(node.op, Parameter | Constant):
-        return True
-    return not isinstance(node.op, Input) and all(_is_static(r, operand) for operand in node.operands)

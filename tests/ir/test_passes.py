@@ -29,6 +29,7 @@ from ir.passes.fold_constants import FoldConstants
 from ir.passes.lower_batch_norm import LowerBatchNorm
 from ir.passes.lower_convolutions import LowerConvolutions
 from ir.passes.lower_precision import LowerPrecision, precision_of
+from ir.passes.merge_branches import MergeBranches
 from ir.rewrite import Replacement, Rewriter, rebuild, rewrite
 from ir.serialize import graph_from_json, graph_to_json
 from ir.text import parse_graph, print_graph
@@ -471,6 +472,40 @@ def test_lower_batch_norm_keeps_values(name: str):
     assert np.abs(found - expected).max() < 1e-10  # epsilon becomes a float32 constant
     producers = [lowered.node(node.operands[1].node).op for node in lowered.nodes if isinstance(node.op, Conv | Matmul)]
     assert [isinstance(op, Mul) for op in producers] == ([] if name == "bare" else [name != "shared"])
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions"), [("kernels", 1), ("three", 1), ("identity", 1), ("strides", 2), ("read", 2), ("dense", 1)]
+)
+def test_merge_branches_keeps_values(name: str, convolutions: int):
+    """Branches on one input become one convolution where they are alike and nobody else reads them."""
+    b = Builder()
+    x = b.input("x", (2, 6, 7, 4))
+
+    def conv(label: str, size: int, groups: int = 1, strides: tuple[int, int] = (1, 1)) -> Tensor:
+        axes = ((Axis("h", size),), (Axis("w", size),), (Axis("c", 4 // groups),), (Axis("o", 4),))
+        around = ((size // 2, size // 2),) * 2
+        y = b.conv(x, b.parameter(label, axes), strides=strides, padding=around, groups=groups)
+        return y + b.parameter(f"{label}_bias", ((Axis("o", 4),),))
+
+    if name == "identity":
+        y = x + conv("a", 3, groups=4)
+    elif name == "dense":
+        y = x + conv("a", 3)
+    elif name == "strides":
+        y = conv("a", 3, strides=(2, 2)) + b.slice(b.slice(conv("b", 1), 1, 0, 6, 2), 2, 0, 7, 2)
+    else:
+        first = conv("a", 3)
+        y = first + conv("b", 1)
+        y = y + conv("c", 5) if name == "three" else y + b.tanh(first) if name == "read" else y
+    graph = b.build(y=y)
+    merged = MergeBranches()(graph)
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.standard_normal((2, 6, 7, 4))}
+    params = {label: rng.standard_normal(node.types[0].shape) for label, node in graph.parameters.items()}
+    expected, found = (evaluate(g, inputs, params)["y"] for g in (graph, merged))
+    assert np.abs(found - expected).max() < 1e-12 * np.abs(expected).max() * 10  # the same sums in another order
+    assert sum(isinstance(node.op, Conv) for node in merged.nodes) == convolutions
 
 
 PRODUCTS = """
