@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.bench-installed
+CROSSCHECK_STAMP := $(VENV)/.crosscheck-installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 LESS_NOISE := sed -u -E '/^(Ignoring |Requirement already satisfied|Looking in )/d'
 PYTHON ?=
@@ -23,12 +24,13 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all check format bench-deps clean distclean FORCE
+.PHONY: help setup demo test test-all crosscheck check format bench-deps clean distclean FORCE
 
 help:
 	@echo 'make demo        set up, then search a small space of language models and compile its Pareto front'
 	echo 'make test        set up, then run the default tests'
 	echo 'make test-all    every test: slow, tuning, cuda, crosscheck and ray_cluster too'
+	echo 'make crosscheck  install timm, then compare the zoo with its models'
 	echo 'make check       lint, format, types, layers'
 	echo 'make format      rewrite the sources as the formatter wants them'
 	echo 'make bench-deps  install what `nas bench --against onnxruntime,openvino` needs'
@@ -44,6 +46,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest $(TEST_FLAGS) -m ''
+
+crosscheck: $(CROSSCHECK_STAMP)
+	@$(BIN)/python -m pytest $(TEST_FLAGS) -m crosscheck tests/crosscheck
 
 check: $(STAMP)
 	$(BIN)/ruff check
@@ -85,7 +90,7 @@ $(STAMP): requirements.lock pyproject.toml
 	flock --nonblock 9 || { echo 'Waiting for another set-up of this folder to end'; flock 9; }
 	if [ "$$(cat $(STAMP) 2>/dev/null)" = '$(CURDIR)' ] && [ $(STAMP) -nt requirements.lock ] \
 	    && [ $(STAMP) -nt pyproject.toml ]; then exit 0; fi
-	rm -f $(STAMP) $(BENCH_STAMP)
+	rm -f $(STAMP) $(BENCH_STAMP) $(CROSSCHECK_STAMP)
 
 	if [ -e $(VENV)/.installing ] || ! head -n 2 $(BIN)/pip 2>/dev/null | grep -qF '$(CURDIR)/$(BIN)/' \
 	    || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then
@@ -104,3 +109,7 @@ $(STAMP): requirements.lock pyproject.toml
 $(BENCH_STAMP): $(STAMP) requirements-bench.lock
 	@$(PIP_INSTALL) -r requirements.lock -r requirements-bench.lock | $(LESS_NOISE)
 	touch $(BENCH_STAMP)
+
+$(CROSSCHECK_STAMP): $(STAMP) requirements-crosscheck.lock
+	@$(PIP_INSTALL) --no-deps -r requirements-crosscheck.lock | $(LESS_NOISE)
+	touch $(CROSSCHECK_STAMP)

@@ -45,6 +45,16 @@ def _constant(rng: np.random.Generator, shape: Shape, arguments: tuple[float, ..
     return np.full(shape, arguments[0])
 
 
+def _taps(rng: np.random.Generator, shape: Shape, arguments: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """Along the first axis the last place, a causal convolution's newest token, has one value and all others another.
+
+    So start the convolutions of multi-dconv-head attention (So et al. 2021).
+    """
+    taps = np.full(shape, arguments[1])
+    taps[-1] = arguments[0]
+    return taps
+
+
 def _log_arange(rng: np.random.Generator, shape: Shape, arguments: tuple[float, ...]) -> npt.NDArray[np.float64]:
     """log(1), log(2), ... along the first axis: the S4D-real start of a state matrix (Gu et al. 2022)."""
     ranks = np.reshape(np.arange(1, shape[0] + 1, dtype=np.float64), (-1, *[1] * (len(shape) - 1)))
@@ -65,6 +75,7 @@ INITIALIZERS: Final[dict[str, tuple[Initializer, tuple[int, ...]]]] = {
     "normal": (_normal, (1,)),
     "uniform": (_uniform, (2,)),
     "constant": (_constant, (1,)),
+    "taps": (_taps, (2,)),
     "log_arange": (_log_arange, (0,)),
     "softplus_inverse_log_uniform": (_softplus_inverse_log_uniform, (2,)),
 }

@@ -181,7 +181,7 @@ class Architecture:
         model = self.model
         whole = [("position", model.position), ("norm", model.norm), ("stem", model.stem), ("head", model.head)]
         parts = [f"d_model {'-'.join(str(stage.d_model) for stage in model.stages)}", f"depth {model.depth}"]
-        parts += [f"{kind} {_brief(kind, part)}" for kind, part in whole if part]
+        parts += [f"{kind} {brief(kind, part)}" for kind, part in whole if part]
         return f"{', '.join(parts)}: {' | '.join(_stage_text(stage) for stage in model.stages)}"
 
     def __str__(self) -> str:
@@ -273,10 +273,10 @@ def _stage_text(stage: StageConfig) -> str:
 def _layer_text(layer: LayerConfig) -> str:
     mixers = [("token_mixer", layer.token_mixer), ("channel_mixer", layer.channel_mixer), ("block", layer.wiring)]
     mixers += [("reducer", layer.reducer)] if layer.reducer != NO_REDUCER else []
-    return ", ".join(_brief(kind, config) for kind, config in mixers)
+    return ", ".join(brief(kind, config) for kind, config in mixers)
 
 
-def _brief(kind: str, config: ComponentConfig) -> str:
+def brief(kind: str, config: ComponentConfig) -> str:
     """Write a component without the options that have their defaults, as far as it is known here."""
     registry = default_registry()
     defaults = default_options(registry.get(kind, config.key)) if config.key in registry.keys(kind) else {}

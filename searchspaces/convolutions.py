@@ -68,3 +68,11 @@ def conv_norm(
     """A convolution without bias and its batch norm `name_norm`, whose scale begins at `scale`."""
     y = conv(b, x, name, outputs, window=window, stride=stride, padding=padding, groups=groups)
     return b.batch_norm(y, f"{name}_norm", scale=scale)
+
+
+def fill(b: Builder, x: Tensor, window: int) -> Tensor:
+    """x `[B, H, W, C]` with zeros below and to the right, up to multiples of a window."""
+    for axis in (1, 2):
+        missing = -x.shape[axis] % window
+        x = b.pad(x, axis, 0, missing) if missing else x
+    return x

@@ -116,3 +116,10 @@ def batch_norm(params: Mapping[str, Array], name: str, x: Array, epsilon: float 
     """Batch norm by the running statistics of the parameters that `Builder.batch_norm` makes under a name."""
     centred = (x - params[f"{name}_mean"]) / np.sqrt(params[f"{name}_variance"] + epsilon)
     return centred * params[f"{name}_scale"] + params[f"{name}_bias"]
+
+
+def fold_batch_norm(params: Mapping[str, Array], name: str, epsilon: float = 1e-5) -> tuple[Array, Array]:
+    """Weight and bias of one product that equals the product with weight `name` and the batch norm `name_norm`."""
+    factor = params[f"{name}_norm_scale"] / np.sqrt(params[f"{name}_norm_variance"] + epsilon)
+    before = params.get(f"{name}_bias", 0.0) - params[f"{name}_norm_mean"]
+    return params[name] * factor, before * factor + params[f"{name}_norm_bias"]

@@ -35,7 +35,9 @@ from searchspaces.yaml_source import DataPath, Source, format_path, read_yaml
 
 ZOO = "zoo"  # folder of published architectures, and what their names begin with
 DRAW_TRIES = 1000  # whole architectures drawn before a space counts as empty
-CAUSAL_TASKS = frozenset({"char_lm", "induction", "mqar", "selective_copy"})  # their models are decoders unless the space says otherwise
+CAUSAL_TASKS = frozenset(
+    {"char_lm", "induction", "mqar", "selective_copy"}
+)  # their models are decoders unless the space says otherwise
 
 _HERE = Path(__file__).parent
 

@@ -22,7 +22,7 @@ from ir.interpret import evaluate
 from ir.op import Array
 from ir.ops.structure import Input
 from ir.types import Axes, Axis
-from searchspaces.architecture import Architecture, ComponentConfig
+from searchspaces.architecture import Architecture, ComponentConfig, brief
 from searchspaces.parts import Block, EndCase, Head, LayerParts, Stem
 from searchspaces.registry import components, default_registry
 from searchspaces.signature import Signature
@@ -240,7 +240,7 @@ def own_subjects(architecture: Architecture, signature: Signature) -> list[Subje
         case = Case(time=OWN_TIME, d_model=d_model, grid=OWN_GRID if spatial else None)
         if kind in ("stem", "head"):
             case = EndCase(batch=1, d_model=d_model, time=OWN_TIME, signature=signature)
-        found[kind, config, d_model] = Subject(f"{config} at width {d_model}", component, case)
+        found[kind, config, d_model] = Subject(f"{brief(kind, config)} at width {d_model}", component, case)
 
     number = 0
     add("stem", model.stem_for(signature), model.stages[0].d_model)

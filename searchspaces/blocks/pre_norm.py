@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ir.builder import Tensor
-from ir.component import option
+from ir.component import Case, context_option, option
 from ir.op import Array
 from ir.types import Axis
 from searchspaces.parts import Block, LayerParts, X
@@ -13,23 +15,33 @@ class PreNorm(Block):
     """Norm at the start of each residual branch (Xiong et al. 2020).
 
     y = reduce(x + s_mixer * mix(norm_mixer(x))); z = y + s_channel * channel(norm_channel(y)). With `layer_scale` the
-    factors s `[D]` are learned and begin there (Touvron et al. 2021, LayerScale); at 0 there are none.
+    factors s `[D]` are learned and begin there (Touvron et al. 2021, LayerScale); at 0 there are none. `norm_by_depth`
+    divides the norms of layer l, counted from 1, by sqrt(l), so that the stream grows less with depth (Sun et al. 2025,
+    LayerNorm scaling).
     """
 
     paper = (
         "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv 2002.04745; "
-        "Touvron et al. 2021, Going deeper with Image Transformers, arXiv 2103.17239, section 2 (LayerScale)"
+        "Touvron et al. 2021, Going deeper with Image Transformers, arXiv 2103.17239, section 2 (LayerScale); "
+        "Sun et al. 2025, The Curse of Depth in Large Language Models, arXiv 2502.05795"
     )
     reduces = True
+    cases = (Case(), Case({"layer_scale": 0.1}), Case({"norm_by_depth": True, "layer": 4}))
 
     layer_scale: float = option(0.0, minimum=0.0, maximum=1.0, doc="Initial factor of each branch; 0 for none.")
+    norm_by_depth: bool = option(False, doc="Divide the norms of layer l by sqrt(l).")
+    layer: int = context_option(1, doc="Number of the layer, from 1.")
 
     def build(self, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
-        y = x + self._scaled("scale_mixer", layer.mix(layer.norm("norm_mixer", x)), layer)
+        y = x + self._scaled("scale_mixer", layer.mix(self._normed("norm_mixer", x, layer)), layer)
         y = layer.reduce(y)
         if layer.channel is None:
             return y
-        return y + self._scaled("scale_channel", layer.channel(layer.norm("norm_channel", y)), layer)
+        return y + self._scaled("scale_channel", layer.channel(self._normed("norm_channel", y, layer)), layer)
+
+    def _normed(self, name: str, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
+        normed = layer.norm(name, x)
+        return normed * self.layer**-0.5 if self.norm_by_depth else normed
 
     def _scaled(self, name: str, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
         return x * self._factor(name, x.shape[-1], layer) if self.layer_scale else x
@@ -38,14 +50,15 @@ class PreNorm(Block):
         return layer.parameter(name, ((Axis("d_model", size),),), f"constant({self.layer_scale:g})")
 
     def reference(self, x: Array, layer: LayerParts[Array]) -> Array:
-        normed = layer.norm("norm_mixer", x)
+        divisor = np.sqrt(self.layer) if self.norm_by_depth else 1.0
+        normed = layer.norm("norm_mixer", x) / divisor
         mixed = layer.mix(normed)
         if self.layer_scale:
             mixed = mixed * self._factor("scale_mixer", x.shape[-1], layer)
         y = layer.reduce(x + mixed)
         if layer.channel is None:
             return y
-        normed = layer.norm("norm_channel", y)
+        normed = layer.norm("norm_channel", y) / divisor
         mixed = layer.channel(normed)
         if self.layer_scale:
             mixed = mixed * self._factor("scale_channel", x.shape[-1], layer)

@@ -15,7 +15,8 @@ from searchspaces.parts import ACTIVATIONS, Activation
 class Mlp(ChannelMixer):
     """Two-layer perceptron, the transformer's feed-forward part (Vaswani et al. 2017).
 
-    y = act(x W_up) W_down with hidden width F = round(expansion * D); 2 D F parameters, 4 D F FLOPs a token.
+    y = act(x W_up) W_down with hidden width F = round(expansion * D); 2 D F parameters, 4 D F FLOPs a token. With
+    `batch_norm` each matrix is followed by one, as in EfficientViT and SHViT.
     """
 
     paper = "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762"
@@ -25,19 +26,26 @@ class Mlp(ChannelMixer):
         Case({"activation": "relu2"}),
         Case({"activation": "silu"}),
         Case({"activation": "tanh", "expansion": 0.5}),
+        Case({"activation": "relu", "batch_norm": True}, d_model=5),
+        Case({"batch_norm": True, "bias": True, "expansion": 1.0}, batch=1, time=3, d_model=5),
     )
 
     expansion: float = option(4.0, minimum=0.1, maximum=64.0, doc="Hidden width over model width.")
     activation: Activation = option("gelu", choices=tuple(ACTIVATIONS), doc="Function between the two layers.")
     bias: bool = option(False, doc="Add a learned bias after each matrix.")
+    batch_norm: bool = option(False, doc="Batch norm after each matrix.")
 
     def build(self, b: Builder, x: Tensor) -> Tensor:
         d_model = Axis("d_model", x.shape[-1])
         hidden = Axis("hidden", max(1, round(self.expansion * d_model.size)))
-        h = ACTIVATIONS[self.activation](b, b.linear(x, "up", (hidden,), bias=self.bias))
+        h = b.linear(x, "up", (hidden,), bias=self.bias)
+        h = ACTIVATIONS[self.activation](b, b.batch_norm(h, "up_norm") if self.batch_norm else h)
         y = b.matmul(h, b.parameter("down", ((hidden,), (d_model,))))
-        return y + b.parameter("down_bias", ((d_model,),), "constant(0)") if self.bias else y
+        y = y + b.parameter("down_bias", ((d_model,),), "constant(0)") if self.bias else y
+        return b.batch_norm(y, "down_norm") if self.batch_norm else y
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
-        h = reference.ACTIVATIONS[self.activation](x @ params["up"] + params.get("up_bias", 0.0))
-        return h @ params["down"] + params.get("down_bias", 0.0)
+        h = x @ params["up"] + params.get("up_bias", 0.0)
+        h = reference.batch_norm(params, "up_norm", h) if self.batch_norm else h
+        y = reference.ACTIVATIONS[self.activation](h) @ params["down"] + params.get("down_bias", 0.0)
+        return reference.batch_norm(params, "down_norm", y) if self.batch_norm else y

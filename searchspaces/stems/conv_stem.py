@@ -33,13 +33,18 @@ class ConvStem(Stem):
         EndCase({"window": 4, "stride": 4, "norm": "layer_norm"}, signature=_image(8, 3)),
         EndCase({"window": 7, "stride": 4}, batch=1, d_model=5, signature=_image(9, 2)),
         EndCase({"layers": 2, "norm": "batch_norm"}, d_model=6, signature=_image(7, 1)),
+        EndCase({"window": 7, "stride": 4, "padding": 2}, d_model=5, signature=_image(11, 1)),
+        EndCase({"layers": 2, "norm": "batch_norm", "bias": True, "last_activation": True}, signature=_image(7, 1)),
     )
 
     layers: int = option(1, minimum=1, maximum=8, doc="Convolutions, each of the same window and stride.")
     window: int = option(3, minimum=1, maximum=31, doc="Height and width that an output sees, pixels.")
     stride: int = option(2, minimum=1, maximum=31, doc="Pixels from one output to the next.")
+    padding: int | None = option(None, minimum=0, maximum=15, doc="Zeros around the image; null for half a window.")
     norm: NormKind = option("none", choices=("none", "layer_norm", "batch_norm"), doc="Norm after each convolution.")
+    bias: bool | None = option(None, doc="Add biases to the convolutions; null for unless a batch norm follows.")
     activation: Activation = option("relu", choices=tuple(ACTIVATIONS), doc="Function between convolutions.")
+    last_activation: bool = option(False, doc="Put the function after the last convolution too.")
 
     def check(self, signature: Signature) -> str | None:
         problem = super().check(signature)
@@ -49,6 +54,8 @@ class ConvStem(Stem):
 
     @property
     def _padding(self) -> int:
+        if self.padding is not None:
+            return self.padding
         return 0 if self.window <= self.stride else self.window // 2
 
     def _side(self, signature: Signature) -> int:
@@ -57,13 +64,16 @@ class ConvStem(Stem):
             side = (side + 2 * self._padding - self.window) // self.stride + 1
         return side
 
+    def _activates(self, index: int) -> bool:
+        return self.last_activation or index < self.layers - 1
+
     def num_tokens(self, signature: Signature) -> int:
         return self._side(signature) ** 2
 
     def build(self, b: Builder, x: Tensor, d_model: int, signature: Signature) -> Tensor:
         for index in range(self.layers):
             outputs = d_model // 2 ** (self.layers - 1 - index)
-            bias = self.norm != "batch_norm"
+            bias = self.norm != "batch_norm" if self.bias is None else self.bias
             x = convolutions.conv(
                 b, x, f"conv{index}", outputs, window=self.window, stride=self.stride, padding=self._padding, bias=bias
             )
@@ -73,7 +83,7 @@ class ConvStem(Stem):
                 axes = ((Axis("d_model", outputs),),)
                 scale = b.parameter(f"norm{index}_scale", axes, "constant(1)")
                 x = b.layer_norm(x, scale, b.parameter(f"norm{index}_bias", axes, "constant(0)"))
-            x = ACTIVATIONS[self.activation](b, x) if index < self.layers - 1 else x
+            x = ACTIVATIONS[self.activation](b, x) if self._activates(index) else x
         return x
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
@@ -84,5 +94,5 @@ class ConvStem(Stem):
                 x = reference.batch_norm(params, f"norm{index}", x)
             elif self.norm == "layer_norm":
                 x = reference.layer_norm(x) * params[f"norm{index}_scale"] + params[f"norm{index}_bias"]
-            x = reference.ACTIVATIONS[self.activation](x) if index < self.layers - 1 else x
+            x = reference.ACTIVATIONS[self.activation](x) if self._activates(index) else x
         return x

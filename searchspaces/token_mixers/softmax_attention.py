@@ -9,10 +9,11 @@ import numpy as np
 
 from ir.builder import Builder, Tensor
 from ir.component import Aliases, Case, Limit, Position, State, TokenMixer, context_option, option
+from ir.errors import GraphError
 from ir.op import Array
 from ir.ops.attention import NORMALISERS, Normaliser
 from ir.types import Axis, TensorType
-from searchspaces import reference, registry
+from searchspaces import reference, registry, token_parameters
 
 _HIDDEN = -1e9  # added to scores of slots that hold no key yet
 
@@ -34,6 +35,7 @@ class SoftmaxAttention(TokenMixer):
     `normaliser` makes the weights of scores x: softmax; sigmoid(x + shift) (Ramapuram et al. 2024); or
     clip((high - low) softmax(x) + low, 0, 1), which can be zero (Bondarenko et al. 2023). `gate` multiplies head h by
     sigmoid(x_t W_h + bias): one number a head or one a channel (Qiu et al. 2025); `gate_bias` is where the bias begins.
+    `parameter_tokens` n puts an attention to n learned keys and values in place of each matrix (Wang et al. 2024).
     2 D K (H + G) parameters, D H or D H K more with a gate, w K (H + 2 G) with convolutions.
     State: keys and values, 2 L G K; T^2 in tokens, T w with a window, whose state is 2 (w - 1) G K. Convolutions add
     their last w - 1 inputs.
@@ -45,6 +47,7 @@ class SoftmaxAttention(TokenMixer):
         "So et al. 2021, Primer, arXiv 2109.08668; "
         "Bondarenko et al. 2023, Quantizable Transformers, arXiv 2306.12929; "
         "Ramapuram et al. 2024, Theory, Analysis, and Best Practices for Sigmoid Self-Attention, arXiv 2409.04431; "
+        "Wang et al. 2024, TokenFormer, arXiv 2410.23168; "
         "Qiu et al. 2025, Gated Attention for Large Language Models, arXiv 2505.06708"
     )
     aliases: ClassVar[Aliases] = {
@@ -76,6 +79,8 @@ class SoftmaxAttention(TokenMixer):
         Case({"num_heads": 3, "normaliser": "sigmoid", "causal": False, "position": "alibi"}, batch=1),
         Case({"num_heads": 3, "normaliser": "clipped_softmax", "clip_low": -0.2, "clip_high": 1.1}),
         Case({"num_heads": 2, "normaliser": "clipped_softmax", "clip_low": -0.1, "causal": False, "gate": "head"}),
+        Case({"num_heads": 3, "parameter_tokens": 5, "position": "rope"}),
+        Case({"num_heads": 2, "num_kv_heads": 1, "head_dim": 3, "parameter_tokens": 7, "causal": False}, time=3),
     )
     limits = (
         Limit(
@@ -125,12 +130,20 @@ class SoftmaxAttention(TokenMixer):
     window: int = option(0, minimum=0, doc="Tokens that attend each other, |t - s| < window; 0 for all.")
     qk_norm: bool = option(False, doc="Norm each query and key.")
     conv_size: int = option(0, minimum=0, maximum=64, doc="Tokens that convolutions of q, k and v see; 0 for none.")
+    parameter_tokens: int = option(
+        0,
+        minimum=0,
+        maximum=65536,
+        doc="Learned keys and values in place of each matrix of q, k, v and the output; 0: none.",
+    )
     normaliser: Normaliser = option("softmax", choices=NORMALISERS, doc="What makes weights of scores.")
     sigmoid_shift: float | None = option(None, doc="Added to scores before the sigmoid; null for -log(T).")
     clip_low: float = option(0.0, minimum=-100.0, maximum=0.0, doc="Weight before clipping that a softmax of 0 has.")
     clip_high: float = option(1.0, minimum=1.0, maximum=100.0, doc="Weight before clipping that a softmax of 1 has.")
     gate: Literal["none", "head", "elementwise"] = option(
-        "none", choices=("none", "head", "elementwise"), doc="Gate the heads by the input: by one number, or each channel."
+        "none",
+        choices=("none", "head", "elementwise"),
+        doc="Gate the heads by the input: by one number, or each channel.",
     )
     gate_bias: float | None = option(None, doc="Where a learned bias of the gate begins; null for none.")
     bias: bool = option(False, doc="Add learned biases to queries, keys, values and output.")
@@ -144,6 +157,8 @@ class SoftmaxAttention(TokenMixer):
             return f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}"
         if self.window == 1:
             return "with window 1 no token sees another; use the token mixer identity"
+        if self.parameter_tokens and self.bias:
+            return "parameter tokens have no biases; use bias: false"
         if self.conv_size == 1:
             return "a convolution over 1 token sees no other; use conv_size 0"
         if self.normaliser == "sigmoid" and self.causal and self.sigmoid_shift is None:
@@ -156,6 +171,19 @@ class SoftmaxAttention(TokenMixer):
     def build(self, b: Builder, x: Tensor) -> Tensor:
         q, k, v = self._place(b, self._project(b, x))
         return self._output(b, x, self._attend(b, (q, k, v), causal=self.causal, window=self.window or None))
+
+    def build_with_weights(self, b: Builder, x: Tensor) -> tuple[Tensor, Tensor]:
+        plain = self.normaliser == "softmax" and not (self.causal or self.window or self._position().slopes(1))
+        if not plain or self.num_kv_heads not in (None, self.num_heads):
+            raise GraphError(
+                "weights for a reducer come from plain attention",
+                where=self.key(),
+                expected="no mask, window, alibi, groups or other normaliser",
+                found=str(self.options()),
+            )
+        q, k, v = (b.transpose(heads, 0, 2, 1, 3) for heads in self._place(b, self._project(b, x)))
+        weights = b.softmax(b.matmul(q, k, transpose_b=True) * q.shape[-1] ** -0.5)
+        return self._output(b, x, b.transpose(b.matmul(weights, v), 0, 2, 1, 3)), weights
 
     def _attend(
         self,
@@ -189,9 +217,7 @@ class SoftmaxAttention(TokenMixer):
         """Heads, heads of keys and values, size of a head."""
         return self.num_heads, self.num_kv_heads or self.num_heads, self.head_dim or d_model // self.num_heads
 
-    def _project(
-        self, b: Builder, x: Tensor, recent: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, b: Builder, x: Tensor, recent: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `[B, T, H, K]`, keys and values `[B, T, G, K]`; `recent` holds the convolutions' states."""
         heads, groups, head_dim = self._sizes(x.shape[-1])
         q = self._projection(b, x, "q", (Axis("heads", heads), Axis("head_dim", head_dim)), recent)
@@ -203,10 +229,14 @@ class SoftmaxAttention(TokenMixer):
         self, b: Builder, x: Tensor, name: str, axes: tuple[Axis, Axis], recent: dict[str, Tensor] | None
     ) -> Tensor:
         """Heads `[B, T, H, K]` of one kind, convolved; puts the new state of the convolution in place of the old."""
-        y = b.linear(x, name, axes, bias=self.bias)
+        if self.parameter_tokens:
+            y = token_parameters.attend(b, x, name, self.parameter_tokens, axes)
+        else:
+            y = b.linear(x, name, axes, bias=self.bias)
         if self.conv_size:
             size, channels = self.conv_size, y.shape[-1]
-            kernel = b.parameter(f"{name}_conv", ((Axis("width", size),), (Axis("group", 1),), axes), _TAPS.format(size))
+            taps = f"taps(0.5, {0.5 / size:g})"  # as published
+            kernel = b.parameter(f"{name}_conv", ((Axis("width", size),), (Axis("group", 1),), axes), taps)
             after = 0 if self.causal else size // 2
             padding = ((size - 1 - after, after),)
             if recent is not None:
@@ -238,8 +268,11 @@ class SoftmaxAttention(TokenMixer):
             if self.gate_bias is not None:
                 gate = gate + b.parameter("gate_bias", (axes,), f"constant({self.gate_bias:g})")
             o = o * b.reshape(b.sigmoid(gate), batch, tokens, heads, -1)
-        y = b.matmul(b.merge_heads(o), b.parameter("out", (merged, (Axis("d_model", x.shape[-1]),))))
-        return y + b.parameter("out_bias", ((Axis("d_model", x.shape[-1]),),), "constant(0)") if self.bias else y
+        d_model = (Axis("d_model", x.shape[-1]),)
+        if self.parameter_tokens:
+            return token_parameters.attend(b, b.merge_heads(o), "out", self.parameter_tokens, d_model, inputs=merged)
+        y = b.matmul(b.merge_heads(o), b.parameter("out", (merged, d_model)))
+        return y + b.parameter("out_bias", (d_model,), "constant(0)") if self.bias else y
 
     def state(self, batch: int, d_model: int, max_len: int) -> State:
         heads, groups, head_dim = self._sizes(d_model)
@@ -294,10 +327,15 @@ class SoftmaxAttention(TokenMixer):
         if self.gate != "none":
             gate = reference.sigmoid(x @ params["gate"] + params.get("gate_bias", 0.0))
             o = o * np.reshape(gate, (*o.shape[:3], -1))
+        if self.parameter_tokens:
+            return token_parameters.attend_reference(params, "out", reference.merge_heads(o))
         return reference.merge_heads(o) @ params["out"] + params.get("out_bias", 0.0)
 
     def _projected(self, params: Mapping[str, Array], name: str, x: Array) -> Array:
-        y = x @ params[name] + params.get(f"{name}_bias", 0.0)
+        if self.parameter_tokens:
+            y = token_parameters.attend_reference(params, name, x)
+        else:
+            y = x @ params[name] + params.get(f"{name}_bias", 0.0)
         if not self.conv_size:
             return y
         before = self.conv_size - 1 if self.causal else (self.conv_size - 1) // 2
@@ -315,7 +353,7 @@ class SoftmaxAttention(TokenMixer):
         weights = reference.softmax(scores)
         if self.normaliser == "softmax":
             return weights
-        return np.clip((self.clip_high - self.clip_low) * weights + self.clip_low, 0.0, 1.0)
+        return np.minimum(np.maximum((self.clip_high - self.clip_low) * weights + self.clip_low, 0.0), 1.0)
 
     def _sees(self, t: int, s: int) -> bool:
         return not (self.causal and s > t) and not (self.window and abs(t - s) >= self.window)

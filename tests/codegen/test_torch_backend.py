@@ -460,6 +460,8 @@ def test_batch_norm_trains_as_torch_does():
         y, expected = module(x=given)["y"], torch_norm(given.reshape(-1, 3)).reshape(4, 5, 3)
         assert torch.allclose(y, expected, atol=1e-6)  # the same sums in float32
     values = module.export_params()
+    assert torch_norm.running_mean is not None
+    assert torch_norm.running_var is not None
     assert np.allclose(values["norm_mean"], torch_norm.running_mean.numpy(), atol=1e-6)
     assert np.allclose(values["norm_variance"], torch_norm.running_var.numpy(), atol=1e-6)
     assert {name for name, _ in module.named_parameters()} == {"norm_scale", "norm_bias"}

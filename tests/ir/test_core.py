@@ -133,6 +133,7 @@ def test_initial_distribution_gives_its_shape(name: str):
         "normal": "(0.5)",
         "uniform": "(-1, 2)",
         "constant": "(3)",
+        "taps": "(2, 1)",
         "softplus_inverse_log_uniform": "(0.001, 0.1)",
     }
     parameter = Parameter("w", ((Axis("d", 40),), (Axis("a", 5), Axis("b", 10))), name + arguments.get(name, ""))

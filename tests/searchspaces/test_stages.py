@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ir.builder import Builder
 from ir.cost import profile
 from ir.errors import InputError, SpaceError
 from ir.graph import Graph
+from ir.interpret import evaluate
+from nas.checks.subjects import random_params
+from searchspaces import registry
 from searchspaces.architecture import Architecture
 from searchspaces.signature import Signature
 from searchspaces.space import Space
@@ -161,3 +165,23 @@ def test_untrained_parameters_are_not_counted():
     normed = graph_of(Space.from_dict(pyramid(stages=[{"d_model": 8, "depth": 1, "block": block}])))
     assert profile(normed).params == profile(plain).params + 8
     assert profile(normed).param_bytes == profile(plain).param_bytes + 4 * 24
+
+
+def test_attention_with_weights_is_attention():
+    """What a reducer makes attention compute for its weights gives the same output, and rows that sum to 1."""
+    mixer: Any = registry.get("token_mixer", "softmax_attention").create(
+        {"num_heads": 2, "causal": False, "bias": True}
+    )
+    outputs: dict[str, np.ndarray] = {}
+    for name in ("plain", "weights"):
+        b = Builder()
+        x = b.input("x", (2, 5, 6))
+        y, weights = (mixer.build(b, x), x) if name == "plain" else mixer.build_with_weights(b, x)
+        graph = b.build(y=y, weights=weights)
+        params = random_params(graph)
+        found = evaluate(graph, {"x": np.random.default_rng(0).standard_normal((2, 5, 6))}, params)
+        outputs[name] = found["y"]
+        if name == "weights":
+            assert found["weights"].shape == (2, 2, 5, 5)
+            assert np.abs(found["weights"].sum(axis=-1) - 1).max() < 1e-12
+    assert np.abs(outputs["plain"] - outputs["weights"]).max() < 1e-7  # the scale of the scores is a float32 constant
