@@ -118,10 +118,15 @@ def value_names(study: Study) -> list[str]:
 
 
 def mixers(encoded: Mapping[str, Any]) -> str:
-    """Name the token mixers of an encoded architecture from the input on, runs of equal ones counted."""
-    names = [next(iter(layer["token_mixer"])) for layer in encoded.get("layers", ())]
-    if not names:
+    """Name the token mixers of an encoded architecture from the input on, runs of equal ones counted, stages parted by bars."""
+    stages = encoded.get("stages")
+    if not stages:
         return ", ".join(f"{name}={value}" for name, value in encoded.items())
+    return " | ".join(_stage_mixers(stage) for stage in stages)
+
+
+def _stage_mixers(stage: Mapping[str, Any]) -> str:
+    names = [next(iter(layer["token_mixer"])) for layer in stage["layers"]]
     runs = [(name, len(list(run))) for name, run in itertools.groupby(names)]
     return " + ".join(f"{count} {name}" if count > 1 else name for name, count in runs)
 

@@ -33,3 +33,13 @@ def attend_reference(params: Mapping[str, Array], name: str, x: Array) -> Array:
     scores = np.einsum("...d,nd->...n", x, params[f"{name}_keys"])
     length = np.sqrt(np.sum(scores**2, axis=-1, keepdims=True))
     return reference.gelu(np.sqrt(scores.shape[-1]) * scores / length) @ params[f"{name}_values"]
+
+
+def doubled(params: Mapping[str, Array], *names: str) -> Mapping[str, Array]:
+    """Each parameter token twice, with half its value: a larger model that computes the same."""
+    grown = dict(params)
+    for name in names:
+        keys, values = params[f"{name}_keys"], params[f"{name}_values"]
+        grown[f"{name}_keys"] = np.concatenate([keys, keys])
+        grown[f"{name}_values"] = np.concatenate([values, values]) / 2.0
+    return grown

@@ -232,6 +232,17 @@ def _lessened(signature: Signature) -> Signature:
 MOST_CLASSES: Final = 24
 OWN_TIME: Final = 9
 OWN_GRID: Final = (5, 6)
+OWN_IMAGES: Final = (32, 48, 56, 64, 96)
+"""Sides of images that stems are tried at: in large ones a difference steps over many kinks of a ReLU."""
+
+
+def _of_few_pixels(signature: Signature, stem: Stem) -> Signature:
+    """The signature with the first of the small images that a stem makes more than 3 tokens of."""
+    for size in OWN_IMAGES if signature.modality == "image" else ():
+        smaller = dataclasses.replace(signature, image_size=size)
+        if size < signature.image_size and stem.check(smaller) is None and stem.num_tokens(smaller) > 3:
+            return smaller
+    return signature
 
 
 def own_subjects(architecture: Architecture, signature: Signature) -> list[Subject]:
@@ -248,7 +259,9 @@ def own_subjects(architecture: Architecture, signature: Signature) -> list[Subje
         spatial = bool(getattr(component, "spatial", False)) or kind == "transition"
         case = Case(time=OWN_TIME, d_model=d_model, grid=OWN_GRID if spatial else None)
         if kind in ("stem", "head"):
-            case = EndCase(batch=1, d_model=d_model, time=OWN_TIME, signature=_lessened(signature))
+            own = _lessened(signature)
+            own = _of_few_pixels(own, component) if isinstance(component, Stem) else own
+            case = EndCase(batch=1, d_model=d_model, time=OWN_TIME, signature=own)
         found[kind, config, d_model] = Subject(f"{brief(kind, config)} at width {d_model}", component, case)
 
     number = 0

@@ -48,19 +48,26 @@ def _folded(title: str, body: str) -> str:
 
 def _layers(trial: Trial) -> str:
     """Draw the model from the input to the output, a line for each part."""
-    layers = trial.encoded.get("layers")
-    if not layers:
+    stages = trial.encoded.get("stages")
+    if not stages:
         return f"<pre>{escape(json.dumps(dict(trial.encoded), indent=1))}</pre>"
     whole = trial.encoded
     lines = [
-        f"width {whole.get('d_model')}, {'causal' if whole.get('causal') else 'bidirectional'}, "
+        f"{'causal' if whole.get('causal') else 'bidirectional'}, "
         f"norm {component_text(whole.get('norm'))}, position {component_text(whole.get('position'))}",
         "",
         f"   stem  {component_text(whole.get('stem'))}",
     ]
-    for number, layer in enumerate(layers):
-        wiring, mixer, channels = (component_text(layer[slot]) for slot in ("wiring", "token_mixer", "channel_mixer"))
-        lines += ["     |", f"{number:>4} +- {mixer}", f"     +- {channels}    [{wiring}]"]
+    number = 0
+    for stage in stages:
+        entry = f"{component_text(stage['transition'])}, " if stage["transition"] else ""
+        lines += ["     |", f"        {entry}width {stage['d_model']}"]
+        for layer in stage["layers"]:
+            wiring, mixer, channels = (
+                component_text(layer[name]) for name in ("wiring", "token_mixer", "channel_mixer")
+            )
+            lines += ["     |", f"{number:>4} +- {mixer}", f"     +- {channels}    [{wiring}]"]
+            number += 1
     lines += ["     |", f"   head  {component_text(whole.get('head'))}"]
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 

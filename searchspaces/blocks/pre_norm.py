@@ -17,24 +17,33 @@ class PreNorm(Block):
     y = reduce(x + s_mixer * mix(norm_mixer(x))); z = y + s_channel * channel(norm_channel(y)). With `layer_scale` the
     factors s `[D]` are learned and begin there (Touvron et al. 2021, LayerScale); at 0 there are none. `norm_by_depth`
     divides the norms of layer l, counted from 1, by sqrt(l), so that the stream grows less with depth (Sun et al. 2025,
-    LayerNorm scaling).
+    LayerNorm scaling). `norm_after` norms what the token mixer gives, as sigmoid attention over many tokens needs
+    (Ramapuram et al. 2024, hybrid norm).
     """
 
     paper = (
         "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv 2002.04745; "
         "Touvron et al. 2021, Going deeper with Image Transformers, arXiv 2103.17239, section 2 (LayerScale); "
+        "Ramapuram et al. 2024, Theory, Analysis, and Best Practices for Sigmoid Self-Attention, arXiv 2409.04431; "
         "Sun et al. 2025, The Curse of Depth in Large Language Models, arXiv 2502.05795"
     )
     reduces = True
-    cases = (Case(), Case({"layer_scale": 0.1}), Case({"norm_by_depth": True, "layer": 4}))
+    cases = (
+        Case(),
+        Case({"layer_scale": 0.1}),
+        Case({"norm_by_depth": True, "layer": 4}),
+        Case({"norm_after": True, "layer_scale": 0.1}),
+    )
 
     layer_scale: float = option(0.0, minimum=0.0, maximum=1.0, doc="Initial factor of each branch; 0 for none.")
     norm_by_depth: bool = option(False, doc="Divide the norms of layer l by sqrt(l).")
+    norm_after: bool = option(False, doc="Norm what the token mixer gives.")
     layer: int = context_option(1, doc="Number of the layer, from 1.")
 
     def build(self, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
-        y = x + self._scaled("scale_mixer", layer.mix(self._normed("norm_mixer", x, layer)), layer)
-        y = layer.reduce(y)
+        mixed = layer.mix(self._normed("norm_mixer", x, layer))
+        mixed = layer.norm("norm_mixed", mixed) if self.norm_after else mixed
+        y = layer.reduce(x + self._scaled("scale_mixer", mixed, layer))
         if layer.channel is None:
             return y
         return y + self._scaled("scale_channel", layer.channel(self._normed("norm_channel", y, layer)), layer)
@@ -53,6 +62,8 @@ class PreNorm(Block):
         divisor = np.sqrt(self.layer) if self.norm_by_depth else 1.0
         normed = layer.norm("norm_mixer", x) / divisor
         mixed = layer.mix(normed)
+        if self.norm_after:
+            mixed = layer.norm("norm_mixed", mixed)
         if self.layer_scale:
             mixed = mixed * self._factor("scale_mixer", x.shape[-1], layer)
         y = layer.reduce(x + mixed)

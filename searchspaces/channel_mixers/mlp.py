@@ -26,7 +26,7 @@ class Mlp(ChannelMixer):
         Case({"activation": "relu2"}),
         Case({"activation": "silu"}),
         Case({"activation": "tanh", "expansion": 0.5}),
-        Case({"activation": "relu", "batch_norm": True}, d_model=5),
+        Case({"activation": "relu", "batch_norm": True, "init_std": 0.5}, d_model=5),
         Case({"batch_norm": True, "bias": True, "expansion": 1.0}, batch=1, time=3, d_model=5),
     )
 
@@ -34,13 +34,15 @@ class Mlp(ChannelMixer):
     activation: Activation = option("gelu", choices=tuple(ACTIVATIONS), doc="Function between the two layers.")
     bias: bool = option(False, doc="Add a learned bias after each matrix.")
     batch_norm: bool = option(False, doc="Batch norm after each matrix.")
+    init_std: float = option(0.0, minimum=0.0, maximum=1.0, doc="Initial deviation of the matrices; 0 for by fan-in.")
 
     def build(self, b: Builder, x: Tensor) -> Tensor:
         d_model = Axis("d_model", x.shape[-1])
         hidden = Axis("hidden", max(1, round(self.expansion * d_model.size)))
-        h = b.linear(x, "up", (hidden,), bias=self.bias)
+        init = f"normal({self.init_std:g})" if self.init_std else "fan_in"
+        h = b.linear(x, "up", (hidden,), bias=self.bias, init=init)
         h = ACTIVATIONS[self.activation](b, b.batch_norm(h, "up_norm") if self.batch_norm else h)
-        y = b.matmul(h, b.parameter("down", ((hidden,), (d_model,))))
+        y = b.matmul(h, b.parameter("down", ((hidden,), (d_model,)), init))
         y = y + b.parameter("down_bias", ((d_model,),), "constant(0)") if self.bias else y
         return b.batch_norm(y, "down_norm") if self.batch_norm else y
 

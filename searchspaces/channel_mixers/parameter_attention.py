@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ir.builder import Builder, Tensor
-from ir.component import Aliases, Case, ChannelMixer, option
+from ir.component import Aliases, Case, ChannelMixer, Limit, option
 from ir.op import Array
 from ir.types import Axis
 from searchspaces import token_parameters
@@ -22,6 +22,15 @@ class ParameterAttention(ChannelMixer):
     paper = "Wang et al. 2024, TokenFormer: Rethinking Transformer Scaling with Tokenized Parameters, arXiv 2410.23168"
     aliases: ClassVar[Aliases] = {"pattention": {}}
     cases = (Case(), Case({"expansion": 1.4}, batch=1, time=3, d_model=5))
+    limits = (
+        Limit(
+            "it grows without a change by taking each token twice",
+            Case({"expansion": 1.0}),
+            "parameter_attention",
+            {"expansion": 2.0},
+            adapt=lambda params: token_parameters.doubled(params, "tokens"),
+        ),
+    )
 
     expansion: float = option(4.0, minimum=0.1, maximum=64.0, doc="Learned tokens over model width.")
 

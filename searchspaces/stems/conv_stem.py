@@ -24,7 +24,8 @@ class ConvStem(Stem):
     """Convolutions with strides that make tokens on a grid: `image` `[B, S, S, C]` -> `[B, S', S', D]`.
 
     One convolution, the patch embedding of ConvNeXt, PVT or Swin, or several of half the width each time towards the
-    input (Xiao et al. 2021), with a norm after each and an activation between them.
+    input (Xiao et al. 2021), with a norm after each and an activation between them. `linear`, as in
+    NAT, keeps the norm of the last one only.
     """
 
     paper = "Xiao et al. 2021, Early Convolutions Help Transformers See Better, arXiv 2106.14881"
@@ -34,17 +35,22 @@ class ConvStem(Stem):
         EndCase({"window": 7, "stride": 4}, batch=1, d_model=5, signature=_image(9, 2)),
         EndCase({"layers": 2, "norm": "batch_norm"}, d_model=6, signature=_image(7, 1)),
         EndCase({"window": 7, "stride": 4, "padding": 2}, d_model=5, signature=_image(11, 1)),
+        EndCase({"layers": 2, "first_window": 5, "first_stride": 4, "padding": 1}, d_model=6, signature=_image(11, 1)),
+        EndCase({"layers": 2, "norm": "layer_norm", "linear": True}, signature=_image(7, 1)),
         EndCase({"layers": 2, "norm": "batch_norm", "bias": True, "last_activation": True}, signature=_image(7, 1)),
     )
 
     layers: int = option(1, minimum=1, maximum=8, doc="Convolutions, each of the same window and stride.")
     window: int = option(3, minimum=1, maximum=31, doc="Height and width that an output sees, pixels.")
     stride: int = option(2, minimum=1, maximum=31, doc="Pixels from one output to the next.")
+    first_window: int | None = option(None, minimum=1, maximum=31, doc="That of the first; null for the others'.")
+    first_stride: int | None = option(None, minimum=1, maximum=31, doc="That of the first; null for the others'.")
     padding: int | None = option(None, minimum=0, maximum=15, doc="Zeros around the image; null for half a window.")
     norm: NormKind = option("none", choices=("none", "layer_norm", "batch_norm"), doc="Norm after each convolution.")
     bias: bool | None = option(None, doc="Add biases to the convolutions; null for unless a batch norm follows.")
     activation: Activation = option("relu", choices=tuple(ACTIVATIONS), doc="Function between convolutions.")
     last_activation: bool = option(False, doc="Put the function after the last convolution too.")
+    linear: bool = option(False, doc="Neither norm nor function before the last convolution.")
 
     def check(self, signature: Signature) -> str | None:
         problem = super().check(signature)
@@ -52,17 +58,25 @@ class ConvStem(Stem):
             return f"{self.layers} windows of {self.window} do not fit an image of {signature.image_size}"
         return problem
 
-    @property
-    def _padding(self) -> int:
+    def _window(self, index: int) -> tuple[int, int, int]:
+        """Window, stride and padding of a convolution."""
+        window, stride = self.window, self.stride
+        if index == 0:
+            window, stride = self.first_window or window, self.first_stride or stride
         if self.padding is not None:
-            return self.padding
-        return 0 if self.window <= self.stride else self.window // 2
+            return window, stride, self.padding
+        return window, stride, 0 if window <= stride else window // 2
 
     def _side(self, signature: Signature) -> int:
         side = signature.image_size
-        for _ in range(self.layers):
-            side = (side + 2 * self._padding - self.window) // self.stride + 1
+        for index in range(self.layers):
+            window, stride, padding = self._window(index)
+            side = (side + 2 * padding - window) // stride + 1
         return side
+
+    def _finishes(self, index: int) -> bool:
+        """Whether a norm and an activation may follow a convolution."""
+        return not self.linear or index == self.layers - 1
 
     def _activates(self, index: int) -> bool:
         return self.last_activation or index < self.layers - 1
@@ -74,9 +88,12 @@ class ConvStem(Stem):
         for index in range(self.layers):
             outputs = d_model // 2 ** (self.layers - 1 - index)
             bias = self.norm != "batch_norm" if self.bias is None else self.bias
+            window, stride, padding = self._window(index)
             x = convolutions.conv(
-                b, x, f"conv{index}", outputs, window=self.window, stride=self.stride, padding=self._padding, bias=bias
+                b, x, f"conv{index}", outputs, window=window, stride=stride, padding=padding, bias=bias
             )
+            if not self._finishes(index):
+                continue
             if self.norm == "batch_norm":
                 x = b.batch_norm(x, f"norm{index}")
             elif self.norm == "layer_norm":
@@ -88,8 +105,11 @@ class ConvStem(Stem):
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         for index in range(self.layers):
-            x = reference.convolve(x, params[f"conv{index}"], self.stride, self._padding)
+            _, stride, padding = self._window(index)
+            x = reference.convolve(x, params[f"conv{index}"], stride, padding)
             x = x + params.get(f"conv{index}_bias", 0.0)
+            if not self._finishes(index):
+                continue
             if self.norm == "batch_norm":
                 x = reference.batch_norm(params, f"norm{index}", x)
             elif self.norm == "layer_norm":

@@ -28,7 +28,8 @@ class CascadedGroupAttention(TokenMixer):
     """Cascaded group attention in windows (Liu et al. 2023, EfficientViT).
 
     Channels x = [x_1 .. x_H]; head h reads z_h = x_h + o_{h-1}, o_0 = 0: q = bn(depthwise(bn(z W_q))), k = bn(z W_k),
-    v = bn(z W_v), o_h = softmax(q k^T / sqrt(K) + table_h[|rows|, |columns| apart]) v; y = bn(relu([o_1 .. o_H]) W_out).
+    v = bn(z W_v), o_h = softmax(q k^T / sqrt(K) + table_h[|rows|, |columns| apart]) v;
+    y = bn(relu([o_1 .. o_H]) W_out).
     Windows of at most W x W pixels; zeros fill up those at the border and are attended, as published.
     D (2 K + D / H) + D^2 parameters beside norms, windows and table. Linear in the number of tokens.
     """
@@ -42,7 +43,7 @@ class CascadedGroupAttention(TokenMixer):
     cases = (
         Case({"num_heads": 3, "key_dim": 5, "window": 4, "kernel_size": 3}, grid=(3, 4), d_model=6),
         Case({"num_heads": 2, "key_dim": 3, "window": 3}, grid=(4, 5), d_model=4, batch=1),
-        Case({"num_heads": 1, "key_dim": 4, "window": 2, "kernel_size": 1}, grid=(3, 2), d_model=5),
+        Case({"num_heads": 1, "key_dim": 4, "window": 2, "kernel_size": 1}, grid=(3, 3), d_model=5),
     )
     limits = (
         Limit(

@@ -114,8 +114,8 @@ class HiloAttention(TokenMixer):
         if height % side == 0 and width % side == 0:
             return None
         filled = np.pad(np.zeros((height, width)), ((0, -height % side), (0, -width % side)), constant_values=_HIDDEN)
-        tiles = np.reshape(filled, (filled.shape[0] // side, side, filled.shape[1] // side, side)).swapaxes(1, 2)
-        return b.constant(np.tile(np.reshape(tiles, (-1, 1, 1, side * side)), (batch, 1, 1, 1)))
+        tiles = np.reshape(filled, (filled.shape[0] // side, side, filled.shape[1] // side, side))
+        return b.constant(np.tile(np.reshape(np.swapaxes(tiles, 1, 2), (-1, 1, 1, side * side)), (batch, 1, 1, 1)))
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         batch, height, width, d_model = x.shape

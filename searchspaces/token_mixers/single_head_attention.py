@@ -61,7 +61,7 @@ class SingleHeadAttention(TokenMixer):
         a = b.slice(x, -1, 0, size)
         if self.norm:
             with b.scope("norm"):
-                a = GroupNorm().build(b, a)
+                a = GroupNorm.create({}).build(b, a)
         sizes = {"q": self.key_dim, "k": self.key_dim, "v": size}
         q, k, v = (
             b.split_heads(b.batch_norm(b.linear(a, name, (Axis("head_dim", width),)), f"{name}_norm"), 1)
@@ -73,7 +73,7 @@ class SingleHeadAttention(TokenMixer):
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         size = self._attending(x.shape[-1])
-        a, y = x[..., :size], x.copy()
+        a, y = x[..., :size], np.array(x)
         if self.norm:
             mean, variance = a.mean(axis=(1, 2), keepdims=True), a.var(axis=(1, 2), keepdims=True)
             a = (a - mean) / np.sqrt(variance + 1e-5) * params["norm.scale"] + params["norm.bias"]

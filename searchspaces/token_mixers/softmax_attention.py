@@ -122,6 +122,13 @@ class SoftmaxAttention(TokenMixer):
             {"num_heads": 3},
             adapt=_convolved,
         ),
+        Limit(
+            "parameter tokens taken twice change nothing",
+            Case({"num_heads": 3, "parameter_tokens": 5}),
+            "softmax_attention",
+            {"num_heads": 3, "parameter_tokens": 10},
+            adapt=lambda params: token_parameters.doubled(params, "q", "k", "v", "out"),
+        ),
     )
 
     num_heads: int = option(4, minimum=1, maximum=1024, doc="Query heads.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
+
 from ir.builder import Builder, Tensor
 from ir.component import Case, Transition, option
 from ir.op import Array
@@ -17,7 +19,8 @@ NormKind = Literal["none", "layer_norm", "batch_norm"]
 class ConvDownsample(Transition):
     """A convolution with stride, with a norm before or after it: `[B, H, W, C] -> [B, H / S, W / S, D]`.
 
-    ConvNeXt norms before a window of 2, PVT after it, PoolFormer uses a window of 3 and no norm.
+    ConvNeXt norms before a window of 2, PVT after it, PoolFormer uses a window of 3 and no norm,
+    VOLO adds learned positions, SOFT ends with a ReLU.
     """
 
     paper = "Liu et al. 2022, A ConvNet for the 2020s, arXiv 2201.03545; Wang et al. 2021, PVT, arXiv 2102.12122"
@@ -26,6 +29,8 @@ class ConvDownsample(Transition):
         Case({"norm": "layer_norm", "norm_first": True}, grid=(5, 7), d_model=4),
         Case({"window": 3, "norm": "batch_norm"}, grid=(5, 4), d_model=4, batch=1),
         Case({"window": 3, "norm": "layer_norm", "stride": 1, "bias": False}, grid=(3, 4), d_model=4),
+        Case({"position": True}, grid=(4, 3), d_model=5),
+        Case({"window": 3, "norm": "batch_norm", "relu": True}, grid=(4, 5), d_model=4),
     )
 
     window: int = option(2, minimum=1, maximum=31, doc="Height and width that an output sees, pixels.")
@@ -33,6 +38,8 @@ class ConvDownsample(Transition):
     norm: NormKind = option("none", choices=("none", "layer_norm", "batch_norm"), doc="Norm of its input or output.")
     norm_first: bool = option(False, doc="Norm the input instead of the output.")
     bias: bool = option(True, doc="Add a bias to the convolution.")
+    relu: bool = option(False, doc="Put a ReLU after the convolution and its norm.")
+    position: bool = option(False, doc="Add a learned vector to each output.")
 
     @property
     def _padding(self) -> int:
@@ -43,7 +50,12 @@ class ConvDownsample(Transition):
         y = convolutions.conv(
             b, x, "kernel", d_model, window=self.window, stride=self.stride, padding=self._padding, bias=self.bias
         )
-        return y if self.norm_first else self._norm(b, y)
+        y = y if self.norm_first else self._norm(b, y)
+        y = b.relu(y) if self.relu else y
+        if not self.position:
+            return y
+        grid = ((Axis("height", y.shape[1]),), (Axis("width", y.shape[2]),), (Axis("d_model", d_model),))
+        return y + b.parameter("position", grid, "normal(0.02)")
 
     def _norm(self, b: Builder, x: Tensor) -> Tensor:
         if self.norm == "batch_norm":
@@ -58,7 +70,8 @@ class ConvDownsample(Transition):
         x = self._norm_reference(params, x) if self.norm_first else x
         y = reference.convolve(x, params["kernel"], self.stride, self._padding)
         y = y + params["kernel_bias"] if self.bias else y
-        return y if self.norm_first else self._norm_reference(params, y)
+        y = y if self.norm_first else self._norm_reference(params, y)
+        return (np.maximum(y, 0.0) if self.relu else y) + params.get("position", 0.0)
 
     def _norm_reference(self, params: Mapping[str, Array], x: Array) -> Array:
         if self.norm == "batch_norm":

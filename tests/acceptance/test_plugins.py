@@ -88,7 +88,9 @@ def test_component_of_a_third_party_is_listed_searched_and_shipped(tmp_path, sit
     assert result["trials"]["finished"] == 2
     assert result["front"][0]["artifact"] is not None
     architectures = [record["architecture"] for record in read_journal(folder) if record["event"] == "trial"]
-    assert all("doubled_shift" in layer["token_mixer"] for found in architectures for layer in found["layers"])
+    assert all(
+        "doubled_shift" in layer["token_mixer"] for found in architectures for layer in found["stages"][0]["layers"]
+    )
 
 
 @pytest.mark.parametrize(

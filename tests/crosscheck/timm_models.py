@@ -7,6 +7,7 @@ calls, so empty ones stand in for them.
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def _stubs() -> torch.library.Library:
 def timm_model(name: str, **options: Any) -> torch.nn.Module:
     """A model of timm in float64 with random weights and statistics; skips the test where timm is absent."""
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except ModuleNotFoundError:
         pytest.skip("torchvision is not installed; `make crosscheck` installs it")
     except RuntimeError:

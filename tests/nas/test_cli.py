@@ -477,7 +477,7 @@ def test_counts_and_durations_are_short():
 def test_mixers_count_runs_of_equal_layers():
     """A model is named by its token mixers from the input on."""
     layers = [{"token_mixer": {name: {}}} for name in ("mamba", "mamba", "pooling")]
-    assert mixers({"layers": layers}) == "2 mamba + pooling"
+    assert mixers({"stages": [{"layers": layers}, {"layers": layers[:1]}]}) == "2 mamba + pooling | mamba"
 
 
 def test_interrupted_search_exits_130_and_goes_on(tmp_path):
