@@ -55,6 +55,13 @@ def _taps(rng: np.random.Generator, shape: Shape, arguments: tuple[float, ...]) 
     return taps
 
 
+def _sinusoid(rng: np.random.Generator, shape: Shape, arguments: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """Sine and cosine by turns of row t at the frequencies 10000^(-2i/D): positions of Vaswani et al. (2017)."""
+    rows, columns = np.arange(shape[0])[:, None], np.arange(math.prod(shape[1:]))
+    angles = rows / 10000.0 ** (2 * (columns // 2) / columns.size)
+    return np.reshape(np.where(columns % 2 == 0, np.sin(angles), np.cos(angles)), shape)
+
+
 def _log_arange(rng: np.random.Generator, shape: Shape, arguments: tuple[float, ...]) -> npt.NDArray[np.float64]:
     """log(1), log(2), ... along the first axis: the S4D-real start of a state matrix (Gu et al. 2022)."""
     ranks = np.reshape(np.arange(1, shape[0] + 1, dtype=np.float64), (-1, *[1] * (len(shape) - 1)))
@@ -76,6 +83,7 @@ INITIALIZERS: Final[dict[str, tuple[Initializer, tuple[int, ...]]]] = {
     "uniform": (_uniform, (2,)),
     "constant": (_constant, (1,)),
     "taps": (_taps, (2,)),
+    "sinusoid": (_sinusoid, (0,)),
     "log_arange": (_log_arange, (0,)),
     "softplus_inverse_log_uniform": (_softplus_inverse_log_uniform, (2,)),
 }

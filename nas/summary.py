@@ -118,7 +118,7 @@ def value_names(study: Study) -> list[str]:
 
 
 def mixers(encoded: Mapping[str, Any]) -> str:
-    """Name the token mixers of an encoded architecture from the input on, runs of equal ones counted, stages parted by bars."""
+    """Name the token mixers of an encoded architecture: runs of equal ones counted, stages parted by bars."""
     stages = encoded.get("stages")
     if not stages:
         return ", ".join(f"{name}={value}" for name, value in encoded.items())

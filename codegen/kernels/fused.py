@@ -24,6 +24,7 @@ from ir.graph import Graph
 from ir.interpret import evaluate
 from ir.op import Op
 from ir.ops.elementwise import Binary, Compare, Unary, Where
+from ir.ops.indexing import Take
 from ir.ops.reduction import Max, Mean, Reduction, Sum
 from ir.ops.shape import Reshape
 from ir.ops.structure import Constant, Input
@@ -91,9 +92,10 @@ class FusedKernel(Kernel):
 
     @property
     def is_generic(self) -> bool:
-        """Whether the chain is neither flat, nor a reduction, nor a nest of loops with fixed strides."""
+        """Whether the chain is neither flat, nor a reduction, nor rows of a table, nor loops with fixed strides."""
         root = self.graph.node(self.graph.outputs[0][1].node)
-        return not isinstance(root.op, Reduction) and not self._is_flat() and find_nest(self.graph) is None
+        rows = all(isinstance(node.op, Input | Constant | Take | Unary | Binary) for node in self.graph.nodes)
+        return not (isinstance(root.op, Reduction) or rows or self._is_flat() or find_nest(self.graph))
 
     def build(self, isa: Isa, knobs: Knobs) -> PrimFunc:
         """Write the loop nest."""

@@ -129,7 +129,8 @@ class _Assembly:
                 x = self._on_grid(x, grid, f"stages[{index}].transition")
                 with b.scope(f"transitions.{index}"):
                     x = stage.transition.build(b, x, stage.d_model)
-                grid, known = x.shape[1:3], x.shape[1] * x.shape[2]
+                on_grid = x.type.rank == 4  # a transition to a class token leaves the plane
+                grid, known = (x.shape[1:3], x.shape[1] * x.shape[2]) if on_grid else (None, x.shape[1])
             x = self._embed("position" if index == 0 else f"positions.{index}", x, known, stream)
             for layer in stage.layers:
                 with b.scope(f"layers.{number}"):

@@ -18,8 +18,8 @@ from searchspaces import convolutions, reference
 class BidirectionalGla(TokenMixer):
     """Gated linear attention from the first pixel on and from the last one back (Liao et al. 2024, ViG).
 
-    z = silu(conv(x)) with a depthwise 3 x 3 window; q, k, v = z W in H heads, a^f, a^b = sigmoid(z W_1 W_2 + b)^(1 /
-    tau). Forward S_t = Diag(a^f_t) S_(t-1) + k_t v_t^T, backward the same from the end with a^b, o_t = (S^f_t + S^b_t)^T
+    z = silu(conv(x)), a depthwise 3 x 3 window; q, k, v = z W in H heads, a^f, a^b = sigmoid(z W_1 W_2 + b)^(1 / tau).
+    Forward S_t = Diag(a^f_t) S_(t-1) + k_t v_t^T, backward the same from the end with a^b, o_t = (S^f_t + S^b_t)^T
     q_t / (2 sqrt(K)). With g = sigmoid(z W_g + b_g): y = silu(g * rms_norm(o) + (1 - g) * rms_norm(z)) W_out, norms per
     head. Linear in the number of tokens.
     """

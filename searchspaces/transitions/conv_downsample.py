@@ -20,7 +20,8 @@ class ConvDownsample(Transition):
     """A convolution with stride, with a norm before or after it: `[B, H, W, C] -> [B, H / S, W / S, D]`.
 
     ConvNeXt norms before a window of 2, PVT after it, PoolFormer uses a window of 3 and no norm,
-    VOLO adds learned positions, SOFT ends with a ReLU.
+    VOLO adds learned positions, SOFT ends with a ReLU. With `class_token`, as before CvT's last stage, the result is a
+    sequence `[B, 1 + H' W', D]` that begins with a learned token.
     """
 
     paper = "Liu et al. 2022, A ConvNet for the 2020s, arXiv 2201.03545; Wang et al. 2021, PVT, arXiv 2102.12122"
@@ -31,6 +32,7 @@ class ConvDownsample(Transition):
         Case({"window": 3, "norm": "layer_norm", "stride": 1, "bias": False}, grid=(3, 4), d_model=4),
         Case({"position": True}, grid=(4, 3), d_model=5),
         Case({"window": 3, "norm": "batch_norm", "relu": True}, grid=(4, 5), d_model=4),
+        Case({"window": 3, "norm": "layer_norm", "class_token": True}, grid=(5, 4), d_model=4),
     )
 
     window: int = option(2, minimum=1, maximum=31, doc="Height and width that an output sees, pixels.")
@@ -40,6 +42,7 @@ class ConvDownsample(Transition):
     bias: bool = option(True, doc="Add a bias to the convolution.")
     relu: bool = option(False, doc="Put a ReLU after the convolution and its norm.")
     position: bool = option(False, doc="Add a learned vector to each output.")
+    class_token: bool = option(False, doc="Leave the plane and put a learned token first.")
 
     @property
     def _padding(self) -> int:
@@ -52,10 +55,13 @@ class ConvDownsample(Transition):
         )
         y = y if self.norm_first else self._norm(b, y)
         y = b.relu(y) if self.relu else y
-        if not self.position:
+        if self.position:
+            grid = ((Axis("height", y.shape[1]),), (Axis("width", y.shape[2]),), (Axis("d_model", d_model),))
+            y = y + b.parameter("position", grid, "normal(0.02)")
+        if not self.class_token:
             return y
-        grid = ((Axis("height", y.shape[1]),), (Axis("width", y.shape[2]),), (Axis("d_model", d_model),))
-        return y + b.parameter("position", grid, "normal(0.02)")
+        first = b.reshape(b.parameter("class_token", ((Axis("d_model", d_model),),), "normal(0.02)"), 1, 1, d_model)
+        return b.concat(1, b.broadcast(first, y.shape[0], 1, d_model), b.reshape(y, y.shape[0], -1, d_model))
 
     def _norm(self, b: Builder, x: Tensor) -> Tensor:
         if self.norm == "batch_norm":
@@ -71,7 +77,11 @@ class ConvDownsample(Transition):
         y = reference.convolve(x, params["kernel"], self.stride, self._padding)
         y = y + params["kernel_bias"] if self.bias else y
         y = y if self.norm_first else self._norm_reference(params, y)
-        return (np.maximum(y, 0.0) if self.relu else y) + params.get("position", 0.0)
+        y = (np.maximum(y, 0.0) if self.relu else y) + params.get("position", 0.0)
+        if not self.class_token:
+            return y
+        first = np.broadcast_to(params["class_token"], (y.shape[0], 1, y.shape[-1]))
+        return np.concatenate([first, np.reshape(y, (y.shape[0], -1, y.shape[-1]))], axis=1)
 
     def _norm_reference(self, params: Mapping[str, Array], x: Array) -> Array:
         if self.norm == "batch_norm":

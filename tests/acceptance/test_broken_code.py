@@ -38,7 +38,7 @@ REASONS = {
 
 
 def width(record):
-    return str(record["architecture"]["d_model"])
+    return str(record["architecture"]["stages"][0]["d_model"])
 
 
 @pytest.mark.parametrize("executor", [(), pytest.param(("--executor", "ray"), marks=pytest.mark.slow)])
