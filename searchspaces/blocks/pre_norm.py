@@ -15,7 +15,8 @@ class PreNorm(Block):
     """Norm at the start of each residual branch (Xiong et al. 2020).
 
     y = reduce(x + s_mixer * mix(norm_mixer(x))); z = y + s_channel * channel(norm_channel(y)). With `layer_scale` the
-    factors s `[D]` are learned and begin there (Touvron et al. 2021, LayerScale); at 0 there are none. `norm_by_depth`
+    factors s `[D]` are learned and begin there (Touvron et al. 2021, LayerScale); at 0 there are none. `reduce_last`
+    reduces z instead, after both branches. `norm_by_depth`
     divides the norms of layer l, counted from 1, by sqrt(l), so that the stream grows less with depth (Sun et al. 2025,
     LayerNorm scaling). `norm_after` norms what the token mixer gives, as sigmoid attention over many tokens needs
     (Ramapuram et al. 2024, hybrid norm).
@@ -31,11 +32,13 @@ class PreNorm(Block):
     cases = (
         Case(),
         Case({"layer_scale": 0.1}),
+        Case({"reduce_last": True}),
         Case({"norm_by_depth": True, "layer": 4}),
         Case({"norm_after": True, "layer_scale": 0.1}),
     )
 
     layer_scale: float = option(0.0, minimum=0.0, maximum=1.0, doc="Initial factor of each branch; 0 for none.")
+    reduce_last: bool = option(False, doc="Reduce tokens after both branches instead of between them.")
     norm_by_depth: bool = option(False, doc="Divide the norms of layer l by sqrt(l).")
     norm_after: bool = option(False, doc="Norm what the token mixer gives.")
     layer: int = context_option(1, doc="Number of the layer, from 1.")
@@ -43,10 +46,11 @@ class PreNorm(Block):
     def build(self, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
         mixed = layer.mix(self._normed("norm_mixer", x, layer))
         mixed = layer.norm("norm_mixed", mixed) if self.norm_after else mixed
-        y = layer.reduce(x + self._scaled("scale_mixer", mixed, layer))
-        if layer.channel is None:
-            return y
-        return y + self._scaled("scale_channel", layer.channel(self._normed("norm_channel", y, layer)), layer)
+        y = x + self._scaled("scale_mixer", mixed, layer)
+        y = y if self.reduce_last else layer.reduce(y)
+        if layer.channel is not None:
+            y = y + self._scaled("scale_channel", layer.channel(self._normed("norm_channel", y, layer)), layer)
+        return layer.reduce(y) if self.reduce_last else y
 
     def _normed(self, name: str, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
         normed = layer.norm(name, x)
@@ -66,11 +70,11 @@ class PreNorm(Block):
             mixed = layer.norm("norm_mixed", mixed)
         if self.layer_scale:
             mixed = mixed * self._factor("scale_mixer", x.shape[-1], layer)
-        y = layer.reduce(x + mixed)
+        y = x + mixed if self.reduce_last else layer.reduce(x + mixed)
         if layer.channel is None:
-            return y
+            return layer.reduce(y) if self.reduce_last else y
         normed = layer.norm("norm_channel", y) / divisor
         mixed = layer.channel(normed)
         if self.layer_scale:
             mixed = mixed * self._factor("scale_channel", x.shape[-1], layer)
-        return y + mixed
+        return layer.reduce(y + mixed) if self.reduce_last else y + mixed

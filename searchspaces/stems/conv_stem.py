@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
+
 from ir.builder import Builder, Tensor
 from ir.component import option
 from ir.op import Array
@@ -36,6 +38,7 @@ class ConvStem(Stem):
         EndCase({"layers": 2, "norm": "batch_norm"}, d_model=6, signature=_image(7, 1)),
         EndCase({"window": 7, "stride": 4, "padding": 2}, d_model=5, signature=_image(11, 1)),
         EndCase({"layers": 2, "first_window": 5, "first_stride": 4, "padding": 1}, d_model=6, signature=_image(11, 1)),
+        EndCase({"class_token": True}, d_model=5, signature=_image(6, 1)),
         EndCase({"layers": 2, "norm": "layer_norm", "linear": True}, signature=_image(7, 1)),
         EndCase({"layers": 2, "norm": "batch_norm", "bias": True, "last_activation": True}, signature=_image(7, 1)),
     )
@@ -50,6 +53,7 @@ class ConvStem(Stem):
     bias: bool | None = option(None, doc="Add biases to the convolutions; null for unless a batch norm follows.")
     activation: Activation = option("relu", choices=tuple(ACTIVATIONS), doc="Function between convolutions.")
     last_activation: bool = option(False, doc="Put the function after the last convolution too.")
+    class_token: bool = option(False, doc="Put a learned token before the others, which then are a sequence.")
     linear: bool = option(False, doc="Neither norm nor function before the last convolution.")
 
     def check(self, signature: Signature) -> str | None:
@@ -82,7 +86,7 @@ class ConvStem(Stem):
         return self.last_activation or index < self.layers - 1
 
     def num_tokens(self, signature: Signature) -> int:
-        return self._side(signature) ** 2
+        return self._side(signature) ** 2 + self.class_token
 
     def build(self, b: Builder, x: Tensor, d_model: int, signature: Signature) -> Tensor:
         for index in range(self.layers):
@@ -101,7 +105,12 @@ class ConvStem(Stem):
                 scale = b.parameter(f"norm{index}_scale", axes, "constant(1)")
                 x = b.layer_norm(x, scale, b.parameter(f"norm{index}_bias", axes, "constant(0)"))
             x = ACTIVATIONS[self.activation](b, x) if self._activates(index) else x
-        return x
+        if not self.class_token:
+            return x
+        batch = x.shape[0]
+        first = b.parameter("class_token", ((Axis("d_model", d_model),),), "normal(0.02)")
+        first = b.broadcast(b.reshape(first, 1, 1, d_model), batch, 1, d_model)
+        return b.concat(1, first, b.reshape(x, batch, x.shape[1] * x.shape[2], d_model))
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         for index in range(self.layers):
@@ -115,4 +124,7 @@ class ConvStem(Stem):
             elif self.norm == "layer_norm":
                 x = reference.layer_norm(x) * params[f"norm{index}_scale"] + params[f"norm{index}_bias"]
             x = reference.ACTIVATIONS[self.activation](x) if self._activates(index) else x
-        return x
+        if not self.class_token:
+            return x
+        tokens = np.reshape(x, (x.shape[0], -1, x.shape[3]))
+        return np.concatenate([np.broadcast_to(params["class_token"], tokens[:, :1].shape), tokens], axis=1)

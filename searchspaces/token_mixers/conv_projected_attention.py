@@ -37,7 +37,7 @@ class ConvProjectedAttention(TokenMixer):
     Tokens `[B, T, D]` in row order of a square image; with z(x) = bn(depthwise(x)) over K x K tokens, q = z_q(x) W_q,
     and keys and values of every S-th row and column, k = z_k(x) W_k, v = z_v(x) W_v;
     o_t = sum_s softmax_s(q_t . k_s / sqrt(D)) v_s in each head, y = concat_h(o) W_out, all products with biases. With
-    `class_token` the first token is no part of the image and goes to the products as it is. Zeros fill up the last row
+    `class_token` the first of several is no part of the image and goes to the products as it is. Zeros fill up the last row
     of an image that is no square.
     4 D^2 + 3 K^2 D parameters beside norms. T^2 / S^2 in tokens.
     """
@@ -64,7 +64,7 @@ class ConvProjectedAttention(TokenMixer):
     num_heads: int = option(4, minimum=1, maximum=1024, doc="Heads.")
     kernel_size: int = option(3, minimum=1, maximum=31, doc="Height and width of the windows, tokens; odd.")
     stride: int = option(2, minimum=1, maximum=31, doc="Rows and columns from one key to the next.")
-    class_token: bool = option(False, doc="The first token is no part of the image.")
+    class_token: bool = option(False, doc="The first of several tokens is no part of the image.")
 
     def check(self, d_model: int) -> str | None:
         if d_model % self.num_heads:
@@ -73,8 +73,9 @@ class ConvProjectedAttention(TokenMixer):
 
     def build(self, b: Builder, x: Tensor) -> Tensor:
         d_model = x.shape[-1]
-        first = b.slice(x, 1, 0, 1) if self.class_token else None
-        image = b.slice(x, 1, 1, x.shape[1]) if self.class_token else x
+        apart = self.class_token and x.shape[1] > 1
+        first = b.slice(x, 1, 0, 1) if apart else None
+        image = b.slice(x, 1, 1, x.shape[1]) if apart else x
         tokens, grid = image.shape[1], _grid(image.shape[1])
         filled = b.pad(image, 1, 0, math.prod(grid) - tokens) if math.prod(grid) > tokens else image
         image = b.reshape(filled, x.shape[0], *grid, d_model)
@@ -95,7 +96,8 @@ class ConvProjectedAttention(TokenMixer):
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         batch, _, d_model = x.shape
-        first, tokens = (x[:, :1], x[:, 1:]) if self.class_token else (x[:, :0], x)
+        apart = self.class_token and x.shape[1] > 1
+        first, tokens = (x[:, :1], x[:, 1:]) if apart else (x[:, :0], x)
         grid = _grid(tokens.shape[1])
         filled = np.pad(tokens, ((0, 0), (0, math.prod(grid) - tokens.shape[1]), (0, 0)))
         image = np.reshape(filled, (batch, *grid, d_model))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from ir.builder import Builder, Tensor
-from ir.component import Case, State, TokenMixer, context_option, option
+from ir.component import Aliases, Case, State, TokenMixer, context_option, option
 from ir.op import Array
 from ir.ops.recurrence import FORMS, Form
 from ir.types import Axis, TensorType
@@ -22,13 +22,16 @@ class LinearAttention(TokenMixer):
 
     o_t = phi(q_t)^T sum_s phi(k_s) v_s^T / phi(q_t)^T sum_s phi(k_s), over s <= t if causal, in each of H heads of size
     K = D / H; y = concat_h(o) W_out. phi is elu(x) + 1, or relu(x), or the softmax over the K features (Shen et al.
-    2021). 4 D^2 parameters. Linear in T. State: H K (K + 1).
+    2021). With `normaliser: rms_norm` each head's numerator is normed by root mean square instead of divided, which keeps
+    gradients bounded (Qin et al. 2022, NormAttention). 4 D^2 parameters. Linear in T. State: H K (K + 1).
     """
 
     paper = (
         "Katharopoulos et al. 2020, Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention, "
-        "arXiv 2006.16236; Shen et al. 2021, Efficient Attention, arXiv 1812.01243"
+        "arXiv 2006.16236; Shen et al. 2021, Efficient Attention, arXiv 1812.01243; "
+        "Qin et al. 2022, The Devil in Linear Transformer, arXiv 2210.10340"
     )
+    aliases: ClassVar[Aliases] = {"norm_attention": {"normaliser": "rms_norm"}}
     forms = FORMS
     cases = (
         Case({"num_heads": 3, "causal": True}),
@@ -36,11 +39,16 @@ class LinearAttention(TokenMixer):
         Case({"num_heads": 2, "feature_map": "relu", "causal": True}, time=11),
         Case({"num_heads": 1, "feature_map": "softmax", "causal": True}, batch=1, time=3, d_model=5),
         Case({"num_heads": 2, "feature_map": "softmax", "causal": False}, d_model=6),
+        Case({"num_heads": 3, "normaliser": "rms_norm", "causal": True}),
+        Case({"num_heads": 2, "normaliser": "rms_norm", "causal": False}, batch=1, d_model=6),
     )
 
     num_heads: int = option(4, minimum=1, maximum=1024, doc="Heads.")
     feature_map: Literal["elu", "relu", "softmax"] = option(
         "elu", choices=("elu", "relu", "softmax"), doc="phi: elu(x) + 1, relu(x), or softmax over the features."
+    )
+    normaliser: Literal["sum", "rms_norm"] = option(
+        "sum", choices=("sum", "rms_norm"), doc="Divide by the sum of weights, or norm each head."
     )
     form: Form = option("auto", choices=FORMS, doc="How the causal recurrence is computed.")
     causal: bool = context_option(True, doc="Sum over earlier tokens only.")
@@ -74,9 +82,9 @@ class LinearAttention(TokenMixer):
                 return b.softmax(x)
 
     def _output(self, b: Builder, q: Tensor, o: Tensor, z: Tensor) -> Tensor:
-        """Divide o by the normaliser q . z, and map it to `[B, T, D]`."""
+        """Normalise o, by q . z for one, and map it to `[B, T, D]`."""
         heads, head_dim = o.shape[2:]
-        o = o / (b.sum(q * z, -1, keepdims=True) + _EPSILON)
+        o = b.rms_norm(o) if self.normaliser == "rms_norm" else o / (b.sum(q * z, -1, keepdims=True) + _EPSILON)
         merged = (Axis("heads", heads), Axis("head_dim", head_dim))
         return b.matmul(b.merge_heads(o), b.parameter("out", (merged, (Axis("d_model", heads * head_dim),))))
 
@@ -102,7 +110,10 @@ class LinearAttention(TokenMixer):
         for t in range(x.shape[1]):
             seen = t + 1 if self.causal else x.shape[1]
             weights = np.einsum("bhk,bshk->bsh", q[:, t], k[:, :seen])
-            o[:, t] = np.einsum("bsh,bshv->bhv", weights, v[:, :seen]) / (weights.sum(axis=1)[..., None] + _EPSILON)
+            o[:, t] = np.einsum("bsh,bshv->bhv", weights, v[:, :seen])
+            if self.normaliser == "sum":
+                o[:, t] /= weights.sum(axis=1)[..., None] + _EPSILON
+        o = reference.rms_norm(o) if self.normaliser == "rms_norm" else o
         return reference.merge_heads(o) @ params["out"]
 
 
