@@ -10,7 +10,7 @@ from ir.builder import Builder, Tensor
 from ir.component import Case, Reducer, option
 from ir.op import Array
 
-_SMALL = 1e-12  # keeps the logarithm of no similarity finite
+_SMALL = 1e-12  # keeps the logarithms of no similarity and no attention finite
 _NEVER = -1e9  # score of a pair that must not be fused
 
 
@@ -79,7 +79,7 @@ class Mctf(Reducer):
             alike = (b.matmul(even, odd, transpose_b=True) + 1.0) * 0.5
             scores = scores + b.log(alike + _SMALL) * (1.0 / self.similarity_temperature)
         if self.info_temperature:
-            rare = b.log(received) * (-1.0 / self.info_temperature)
+            rare = b.log(b.maximum(received, _SMALL)) * (-1.0 / self.info_temperature)
             even, odd = (b.slice(rare, 1, start, tokens, 2) for start in (0, 1))
             scores = scores + even + b.transpose(odd, 0, 2, 1)
         return scores if scores.shape[0] == x.shape[0] else b.broadcast(scores, x.shape[0], *pairs.shape[1:])

@@ -37,8 +37,8 @@ class ConvProjectedAttention(TokenMixer):
     Tokens `[B, T, D]` in row order of a square image; with z(x) = bn(depthwise(x)) over K x K tokens, q = z_q(x) W_q,
     and keys and values of every S-th row and column, k = z_k(x) W_k, v = z_v(x) W_v;
     o_t = sum_s softmax_s(q_t . k_s / sqrt(D)) v_s in each head, y = concat_h(o) W_out, all products with biases. With
-    `class_token` the first of several is no part of the image and goes to the products as it is. Zeros fill up the last row
-    of an image that is no square.
+    `class_token` the first of several is no part of the image and goes to the products as it is. Zeros fill
+    up the last row of an image that is no square.
     4 D^2 + 3 K^2 D parameters beside norms. T^2 / S^2 in tokens.
     """
 

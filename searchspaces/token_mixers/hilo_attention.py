@@ -21,6 +21,11 @@ def _low_only(params: Mapping[str, Array]) -> Mapping[str, Array]:
     return {name.removeprefix("low_"): array for name, array in params.items()}
 
 
+def _high_only(params: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The high heads' projections under the names of attention in windows."""
+    return {name.removeprefix("high_"): array for name, array in params.items()}
+
+
 class HiloAttention(TokenMixer):
     """Some heads attend within small windows, the others to averages of such windows (Pan et al. 2022, HiLo).
 
@@ -47,6 +52,13 @@ class HiloAttention(TokenMixer):
             "softmax_attention",
             {"num_heads": 3, "bias": True, "causal": False},
             adapt=_low_only,
+        ),
+        Limit(
+            "without low heads it is attention in windows",
+            Case({"num_heads": 3, "window": 2, "alpha": 0.0, "bias": True}, grid=(5, 4)),
+            "window_attention",
+            {"num_heads": 3, "window": 2, "relative_position": False},
+            adapt=_high_only,
         ),
     )
 

@@ -44,7 +44,7 @@ class ManhattanAttention(TokenMixer):
             values={"kernel": 0.0, "kernel_bias": 0.0},
         ),
         Limit(
-            "decomposed over a single row it is attention with linear score biases",
+            "decomposed over a single row, without decay, it is multi-head attention",
             Case({"num_heads": 2, "decomposed": True, "rotary": False, "decay_start": 60.0}, grid=(1, 7), d_model=6),
             "softmax_attention",
             {"num_heads": 2, "bias": True, "causal": False},
