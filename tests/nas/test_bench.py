@@ -20,7 +20,7 @@ from ir.graph import Graph
 from ir.types import Axis
 from nas import api, suites
 from nas.bench import markdown, record
-from nas.bench.suite import SuiteBench
+from nas.bench.suite import SuiteBench, lacks_cpus
 from nas.cli.app import app
 from nas.documents import write_into
 from nas.suites import SuiteModel
@@ -285,3 +285,12 @@ def test_bench_bad_input_is_named(arguments: tuple[str, ...], message: str):
     result = nas("bench", *arguments)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("threads", "peak", "single", "lacking"),
+    [(2, 200.0, 118.0, False), (2, 118.0, 118.0, True), (1, 60.0, 118.0, False), (2, 118.0, None, False)],
+)
+def test_row_without_a_cpu_for_each_thread_is_known(threads: int, peak: float, single: float | None, lacking: bool):
+    """Two threads that do the multiply-adds of one had one CPU; a slow machine alone is no such case."""
+    assert lacks_cpus(row(threads=threads, fma_peak_gflops=peak), single) is lacking
