@@ -242,10 +242,14 @@ def _rope(op: at.Rope, result: TensorType, operands: tuple[Source, ...]) -> Sour
 
 
 def _clamp(position: Any, size: int) -> Any:
-    """A position that is safe to read; what is read there is discarded when it lies outside."""
+    """A position that is safe to read; what is read there is discarded when it lies outside.
+
+    It goes through memory of its own: both sides of a selection are read, and simplification would take the clamp away
+    from the side whose condition implies it.
+    """
     if isinstance(position, int):
         return min(max(position, 0), size - 1)
-    return tirx.max(tirx.min(position, tirx.const(size - 1, "int32")), tirx.const(0, "int32"))
+    return vm.keep_integers(tirx.max(tirx.min(position, tirx.const(size - 1, "int32")), tirx.const(0, "int32")))
 
 
 def _both(a: Any, b: Any) -> Any:

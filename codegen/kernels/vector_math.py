@@ -134,8 +134,17 @@ def keep(value: Expr) -> Expr:
     """
     if not str(value.ty.dtype).startswith("float"):
         return tir_builder.Bind(value)
+    return _through_memory(value, "float32")
+
+
+def keep_integers(value: Expr) -> Expr:
+    """Compute int32 positions at this place, out of sight of the simplifier."""
+    return _through_memory(value, "int32")
+
+
+def _through_memory(value: Expr, dtype: str) -> Expr:
     lanes = lanes_of(value)
-    buffer = tir_builder.alloc_buffer((lanes,), layout=None)
+    buffer = tir_builder.alloc_buffer((lanes,), dtype, layout=None)
     place = tirx.Ramp(0, 1, lanes) if lanes > 1 else 0
     tir_builder.buffer_store(buffer, value, [place])
     return buffer[place]

@@ -68,6 +68,12 @@ MOVES = {
     "take": chain(lambda b, x, i: b.take(x, i), (7, 33), (2, 5), dtypes="fi"),
     "take_plus_position": chain(lambda b, x, i, p: b.take(x, i) + p, (7, 33), (2, 5), (5, 33), dtypes="fif"),
     "gather_rows": chain(lambda b, x, i: b.gather(x, i, 0), (2, 33), (5, 33), dtypes="fi"),
+    "concat_of_gathers": chain(
+        lambda b, x, i, y, j: b.concat(1, b.gather(x, i, 1), b.gather(y, j, 1)),
+        *((1, 99, 49), (1, 91, 1), (1, 98, 49), (1, 90, 1)),
+        dtypes="fifi",
+    ),
+    "pad_of_gather": chain(lambda b, x, i: b.pad(b.gather(x, i, 1), 1, 3, 5), (1, 99, 49), (1, 91, 1), dtypes="fi"),
     "take_one_column": chain(lambda b, x, i: b.take(x, i), (7, 1), (21,), dtypes="fi"),
     "update": chain(lambda b, x, u, i: b.dynamic_update(x, u, i, 1), (2, 7, 33), (2, 2, 33), (), dtypes="ffi"),
     "update_columns": chain(lambda b, x, u, i: b.dynamic_update(x, u, i, -1), (2, 7, 33), (2, 7, 20), (), dtypes="ffi"),
