@@ -43,8 +43,9 @@ class LegendreMemory(TokenMixer):
 
     def build(self, b: Builder, x: Tensor) -> Tensor:
         step, drive = (b.constant(array) for array in _matrices(self.order or x.shape[-1], self.theta))
-        responses = self._responses(b, step, drive, x.shape[1])
-        return self._output(b, x, self._remember(b, self._signal(b, x), responses))
+        batch, tokens = x.shape[:2]
+        signal = b.broadcast(self._signal(b, x), batch, tokens, drive.shape[0])
+        return self._output(b, x, b.long_conv(signal, self._responses(b, step, drive, tokens)))
 
     def _signal(self, b: Builder, x: Tensor) -> Tensor:
         return b.relu(b.linear(x, "signal", (Axis("signal", 1),), bias=True))
@@ -56,14 +57,6 @@ class LegendreMemory(TokenMixer):
             rows = b.concat(0, rows, b.matmul(rows, step, transpose_b=True))
             step = b.matmul(step, step) if rows.shape[0] < tokens else step
         return rows if rows.shape[0] == tokens else b.slice(rows, 0, 0, tokens)
-
-    def _remember(self, b: Builder, signal: Tensor, responses: Tensor) -> Tensor:
-        """Memories `[B, T, M]` of a signal `[B, T, 1]`."""
-        tokens, order = responses.shape
-        real, imaginary = b.rfft(b.pad(signal, 1, 0, tokens), 1)
-        h_real, h_imaginary = b.rfft(b.pad(b.reshape(responses, 1, tokens, order), 1, 0, tokens), 1)
-        product = (real * h_real - imaginary * h_imaginary, real * h_imaginary + imaginary * h_real)
-        return b.slice(b.irfft(*product, 1, 2 * tokens), 1, 0, tokens)
 
     def _output(self, b: Builder, x: Tensor, memory: Tensor) -> Tensor:
         d_model, hidden, order = Axis("d_model", x.shape[-1]), Axis("hidden", x.shape[-1]), memory.shape[-1]
@@ -86,9 +79,9 @@ class LegendreMemory(TokenMixer):
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         step, drive = _matrices(self.order or x.shape[-1], self.theta)
         u = np.maximum(x @ params["signal"] + params["signal_bias"], 0.0)
-        memory, y = np.zeros((x.shape[0], step.shape[0])), np.zeros_like(x)
+        memory, y = np.zeros((x.shape[0], drive.size)), np.zeros_like(x)
         for t in range(x.shape[1]):
-            memory = memory @ step.astype(np.float64).T + u[:, t] * drive
+            memory = np.einsum("bm,nm->bn", memory, step) + u[:, t] * drive
             h = memory @ params["from_memory"] + x[:, t] @ params["from_input"] + params["from_input_bias"]
             y[:, t] = np.maximum(h, 0.0) @ params["out"] + params["out_bias"]
         return reference.batch_norm(params, "out_norm", y) if self.batch_norm else y

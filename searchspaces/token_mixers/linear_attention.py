@@ -22,8 +22,8 @@ class LinearAttention(TokenMixer):
 
     o_t = phi(q_t)^T sum_s phi(k_s) v_s^T / phi(q_t)^T sum_s phi(k_s), over s <= t if causal, in each of H heads of size
     K = D / H; y = concat_h(o) W_out. phi is elu(x) + 1, or relu(x), or the softmax over the K features (Shen et al.
-    2021). With `normaliser: rms_norm` each head's numerator is normed by root mean square instead of divided, which keeps
-    gradients bounded (Qin et al. 2022, NormAttention). 4 D^2 parameters. Linear in T. State: H K (K + 1).
+    2021). With `normaliser: rms_norm` each head's numerator is normed by root mean square instead of divided, which
+    keeps gradients bounded (Qin et al. 2022, NormAttention). 4 D^2 parameters. Linear in T. State: H K (K + 1).
     """
 
     paper = (

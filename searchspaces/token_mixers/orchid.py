@@ -22,12 +22,13 @@ Complex = tuple[Tensor, Tensor]
 class Orchid(TokenMixer):
     """Orchid (Karami and Ghodsi 2024): a circular convolution over all tokens whose filter is made of the tokens.
 
-    (x_0, x_1, v) = conv(x W_in + b_in), causal and depthwise; u = x_1 * v, o_t = x_0 * (sum_s h_s u_{t-s} + skip * u_t),
-    t - s modulo T, h = filter / T + h(x). With z the last third of x W_in + b_in, F the Fourier transform over tokens
-    divided by T, and conv(.) a depthwise convolution and layer norm: by `magnitude` (type I) the transform of h(x) is
-    conv(|F conv(z)|^2), two channels to a complex one; by `correlation` (type II) it is conj(F conv_k(z)) F conv_q(z).
-    With `residual` o_t gains a convolution of x with a filter of its own. y = o W_out + b_out. filter_t is a linear map
-    of E features of t / T, in a window that falls exponentially. Grows by T log T.
+    (x_0, x_1, v) = conv(x W_in + b_in), causal and depthwise; u = x_1 * v;
+    o_t = x_0 * (sum_s h_s u_{t-s} + skip * u_t), t - s modulo T, h = filter / T + h(x). With z the last third of
+    x W_in + b_in, F the Fourier transform over tokens divided by T, and conv(.) a depthwise convolution and layer norm:
+    by `magnitude` (type I) the transform of h(x) is conv(|F conv(z)|^2), two channels to a complex one; by
+    `correlation` (type II) it is conj(F conv_k(z)) F conv_q(z). With `residual` o_t gains a convolution of x with a
+    filter of its own. y = o W_out + b_out. filter_t is a linear map of E features of t / T, in a window that falls
+    exponentially. Grows by T log T.
     """
 
     paper = (
@@ -129,8 +130,10 @@ class Orchid(TokenMixer):
         return o @ params["out"] + params["out_bias"]
 
     def _own_filter(self, params: Mapping[str, Array], z: Array) -> Array:
-        tokens, half = z.shape[1], z.shape[1] // 2 + 1
-        turns = np.exp(-2j * np.pi * np.outer(np.arange(half), np.arange(tokens)) / tokens)
+        tokens: int = z.shape[1]
+        half = tokens // 2 + 1
+        angles = 2.0 * np.pi * np.outer(np.arange(half), np.arange(tokens)) / tokens
+        turns = np.cos(angles) - 1j * np.sin(angles)
 
         def normed(name: str, y: Array) -> Array:
             y = reference.layer_norm(_convolve(params, name, y, self.width // 2))

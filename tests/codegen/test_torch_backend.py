@@ -66,7 +66,7 @@ def check(graph: Graph, inputs: dict[str, np.ndarray] | None = None) -> None:
     """Assert that torch and numpy agree in float64."""
     inputs = draw(graph) if inputs is None else inputs
     params = initialize(graph, 0)
-    found = in_torch(to_module(graph, params, dtype=torch.float64), inputs)
+    found = in_torch(to_module(graph, params, dtype=torch.float64).eval(), inputs)
     for name, expected in evaluate(graph, inputs, params).items():
         assert found[name].shape == expected.shape
         assert found[name].dtype.kind == expected.dtype.kind
@@ -76,7 +76,7 @@ def check(graph: Graph, inputs: dict[str, np.ndarray] | None = None) -> None:
 
 def check_gradient(graph: Graph) -> None:
     """Assert that the gradients with respect to every float input match finite differences."""
-    module = to_module(graph, dtype=torch.float64)
+    module = to_module(graph, dtype=torch.float64).eval()
     tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in draw(graph).items()}
     names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
 
@@ -116,6 +116,7 @@ SMOOTH: dict[str, Graph] = {
     **{name: graph_of(lambda b, x, op=op: b.apply(op, x), (3, 5)) for name, op in UNARY.items()},
     **{name: graph_of(lambda b, x, op=op: b.apply(op, b.sigmoid(x)), (3, 5)) for name, op in POSITIVE_ONLY.items()},
     **{name: graph_of(lambda b, x, y, op=op: b.apply(op, x, y), (2, 1, 5), (3, 1)) for name, op in BINARY.items()},
+    "batch_norm": graph_of(lambda b, x: b.batch_norm(x, "norm"), (2, 3, 5)),
     "pow": graph_of(lambda b, x, y: b.apply(ew.Pow(), b.sigmoid(x), y), (3, 5), (5,)),
     "where": graph_of(lambda b, x, y: b.where(b.less(x, y), x, 2.0), (3, 5), (5,)),
     "sum": graph_of(lambda b, x: b.sum(x, 0, -1), (3, 5, 2)),
@@ -333,7 +334,7 @@ def test_random_graph_equals_numpy(graph: Graph) -> None:
     """Any graph is the same function in torch and in the interpreter, overflow included."""
     inputs, params = random_graphs.draw_values(graph)
     expected = random_graphs.run(graph, inputs, params)
-    found = in_torch(to_module(graph, params, dtype=torch.float64), inputs)
+    found = in_torch(to_module(graph, params, dtype=torch.float64).eval(), inputs)
     for name, array in expected.items():
         finite = np.abs(array[np.isfinite(array)])
         scale = max(float(finite.max()) if finite.size else 1.0, 1.0)

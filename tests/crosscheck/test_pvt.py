@@ -4,6 +4,8 @@ timm has no PVT v1. Attention with spatial reduction is the same in both; the se
 depthwise convolution in the MLP, norms between stages, and no positions.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,8 @@ def assert_equal_modules(component: TokenMixer | ChannelMixer, width: int, modul
 @pytest.mark.parametrize("stage", range(4))
 def test_pvt_parts_equal_timm(stage):
     """Attention and MLP of each stage equal those of timm's pvt_v2_b0."""
-    block = timm_model("pvt_v2_b0").stages[stage].blocks[0]
-    attention = SpatialReductionAttention(num_heads=HEADS[stage], reduction=REDUCTIONS[stage])
+    model: Any = timm_model("pvt_v2_b0")
+    block = model.stages[stage].blocks[0]
+    attention = SpatialReductionAttention.create({"num_heads": HEADS[stage], "reduction": REDUCTIONS[stage]})
     assert_equal_modules(attention, WIDTHS[stage], block.attn)
-    assert_equal_modules(DepthwiseMlp(expansion=float(EXPANSIONS[stage])), WIDTHS[stage], block.mlp)
+    assert_equal_modules(DepthwiseMlp.create({"expansion": float(EXPANSIONS[stage])}), WIDTHS[stage], block.mlp)

@@ -16,7 +16,7 @@ from searchspaces.token_mixers.soft_attention import SoftAttention
 
 def test_soft_with_all_tokens_as_landmarks_is_exact_gaussian_attention():
     """C A^+ C^T with every token a landmark is the kernel itself, so Newton's inverse is one, too."""
-    soft = SoftAttention(num_heads=2, landmarks=4, landmark="mean", newton_steps=60, ridge=1e-6)
+    soft = SoftAttention.create({"num_heads": 2, "landmarks": 4, "landmark": "mean", "newton_steps": 60, "ridge": 1e-6})
     subject = Subject("soft", soft, Case(grid=(4, 3), d_model=8, batch=1))
     graph = subject.graph()
     params, x = random_params(graph), random_inputs(graph)["x"]
@@ -31,7 +31,7 @@ def test_soft_with_all_tokens_as_landmarks_is_exact_gaussian_attention():
 
 def test_bidirectional_gla_turns_with_its_image():
     """On an image turned by half a turn, with its window turned and its gates exchanged, the output is turned."""
-    subject = Subject("gla", BidirectionalGla(num_heads=2), Case(grid=(3, 4), d_model=8))
+    subject = Subject("gla", BidirectionalGla.create({"num_heads": 2}), Case(grid=(3, 4), d_model=8))
     graph = subject.graph()
     params, x = random_params(graph), random_inputs(graph)["x"]
     turned = {
@@ -45,7 +45,7 @@ def test_bidirectional_gla_turns_with_its_image():
     assert relative_error(run(graph, turned, {"x": x}), expected) > 1e-3
 
 
-@pytest.mark.parametrize("reducer", [Evit(keep=1.0), TokenTransform(keep=1.0)])
+@pytest.mark.parametrize("reducer", [Evit.create({"keep": 1.0}), TokenTransform.create({"keep": 1.0})])
 def test_reducer_that_keeps_all_is_the_identity(reducer):
     """With every token kept nothing changes, to the bit."""
     graph = Subject("reducer", reducer, Case(time=9)).graph()
@@ -55,7 +55,7 @@ def test_reducer_that_keeps_all_is_the_identity(reducer):
 
 def test_mctf_by_similarity_alone_is_tome():
     """One way, unweighted and by cosine it merges the r most similar pairs of even and odd tokens."""
-    mctf = Mctf(merged=4, bidirectional=False, info_temperature=0.0, weighted=False)
+    mctf = Mctf.create({"merged": 4, "bidirectional": False, "info_temperature": 0.0, "weighted": False})
     graph = Subject("mctf", mctf, Case(time=13, batch=1)).graph()
     inputs = random_inputs(graph)
     x = inputs["x"][0]
