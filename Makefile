@@ -30,7 +30,7 @@ help:
 	@echo 'make demo        set up, then search a small space of language models and compile its Pareto front'
 	echo 'make test        set up, then run the default tests'
 	echo 'make test-all    every test: slow, tuning, cuda, crosscheck and ray_cluster too'
-	echo 'make crosscheck  install timm, then compare the zoo with its models'
+	echo 'make crosscheck  install timm and transformers, then compare the zoo with their models'
 	echo 'make check       lint, format, types, layers'
 	echo 'make format      rewrite the sources as the formatter wants them'
 	echo 'make bench-deps  install what `nas bench --against onnxruntime,openvino` needs'

@@ -94,6 +94,7 @@ class Builder(Mixing, Routing, Spectra):
         self._nodes: list[Node] = []
         self._scopes: list[str] = []
         self._parameters: dict[str, Tensor] = {}
+        self._reusing = False
 
     # -- structure ---------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,15 @@ class Builder(Mixing, Routing, Spectra):
             yield
         finally:
             self._scopes.pop()
+
+    @contextmanager
+    def reuse(self) -> Generator[None, None, None]:
+        """Read again, instead of making, the parameters whose names are taken: the same layers a second time."""
+        before, self._reusing = self._reusing, True
+        try:
+            yield
+        finally:
+            self._reusing = before
 
     @property
     def scope_path(self) -> str:
@@ -147,12 +157,16 @@ class Builder(Mixing, Routing, Spectra):
         """A tensor of the model named by the current scope and `name`; its shape is the product of each tuple of axes.
 
         Raises:
-            GraphError: The name is taken.
+            GraphError: The name is taken and nothing is reused, or what is reused differs.
         """
         label = f"{self.scope_path}.{name}" if self.scope_path else name
-        if label in self._parameters:
+        made = Parameter(label, axes, init, trained)
+        if label not in self._parameters:
+            self._parameters[label] = self.apply(made)
+        elif not self._reusing:
             raise GraphError("parameter is defined twice", where=label, hint="use `shared` to read it again")
-        self._parameters[label] = self.apply(Parameter(label, axes, init, trained))
+        elif (found := self._nodes[self._parameters[label].value.node].op) != made:
+            raise GraphError("a parameter is reused as another one", where=label, expected=str(found), found=str(made))
         return self._parameters[label]
 
     def shared(self, label: str) -> Tensor:

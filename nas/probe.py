@@ -110,9 +110,11 @@ def shrink(architecture: Architecture, d_model: int) -> Architecture:
     """Return a small model of an architecture's different layers, 2 to 4 of them, in order; heads fit the width.
 
     Raises:
-        InputError: A mixer cannot be built at the width.
+        InputError: A mixer cannot be built at the width, or there are no layers.
     """
     model = architecture.model
+    if not model.layers:
+        raise InputError("a model without layers has nothing to probe", where="depth", expected="at least 1", found="0")
     kinds = list(dict.fromkeys(model.layers))[:_MOST_LAYERS]
     layers = (kinds * _LEAST_LAYERS)[: max(_LEAST_LAYERS, len(kinds))]
     fitted = tuple(

@@ -128,7 +128,7 @@ def mixers(encoded: Mapping[str, Any]) -> str:
 def _stage_mixers(stage: Mapping[str, Any]) -> str:
     names = [next(iter(layer["token_mixer"])) for layer in stage["layers"]]
     runs = [(name, len(list(run))) for name, run in itertools.groupby(names)]
-    return " + ".join(f"{count} {name}" if count > 1 else name for name, count in runs)
+    return " + ".join(f"{count} {name}" if count > 1 else name for name, count in runs) or "no layers"
 
 
 def component_text(component: Mapping[str, Mapping[str, Any]] | None) -> str:

@@ -72,7 +72,7 @@ class StageConfig:
 
     Attributes:
         d_model: Width of the residual stream.
-        layers: Blocks from the stage's input to its output.
+        layers: Blocks from the stage's input to its output; none leaves a linear model between stem and head.
         transition: How tokens enter the stage; None in the first, whose tokens the stem makes.
     """
 
@@ -218,7 +218,7 @@ class Architecture:
         model = ModelConfig(
             stages=tuple(
                 _stage(stage, f"architecture.stages[{index}]")
-                for index, stage in enumerate(_filled_list(data["stages"], "architecture.stages"))
+                for index, stage in enumerate(_list(data["stages"], "architecture.stages", least=1))
             ),
             causal=_checked(data["causal"], bool, "architecture.causal"),
             norm=_component(data["norm"], "architecture.norm"),
@@ -247,7 +247,7 @@ _MODEL_KEYS = ("macro", "causal", *_MODEL_SLOTS, "stages")
 
 def _stage(data: Any, where: str) -> StageConfig:
     _check_keys(data, ("d_model", "transition", "layers"), where)
-    layers = _filled_list(data["layers"], f"{where}.layers")
+    layers = _list(data["layers"], f"{where}.layers")
     return StageConfig(
         _checked(data["d_model"], int, f"{where}.d_model"),
         tuple(_layer(layer, f"{where}.layers[{index}]") for index, layer in enumerate(layers)),
@@ -255,9 +255,9 @@ def _stage(data: Any, where: str) -> StageConfig:
     )
 
 
-def _filled_list(data: Any, where: str) -> list[Any]:
-    if not _is_list(data) or not data:
-        raise _malformed(where, "a list", data)
+def _list(data: Any, where: str, *, least: int = 0) -> list[Any]:
+    if not _is_list(data) or len(data) < least:
+        raise _malformed(where, "a list" if least == 0 else f"a list of at least {least}", data)
     return data
 
 
@@ -267,7 +267,7 @@ def _optional(data: Any, where: str) -> ComponentConfig | None:
 
 def _stage_text(stage: StageConfig) -> str:
     runs = [(len(list(run)), layer) for layer, run in itertools.groupby(stage.layers)]
-    return " + ".join(f"{count} x [{_layer_text(layer)}]" for count, layer in runs)
+    return " + ".join(f"{count} x [{_layer_text(layer)}]" for count, layer in runs) or "no layers"
 
 
 def _layer_text(layer: LayerConfig) -> str:

@@ -212,14 +212,14 @@ class SlotDomain:
         """Return the places of a model with this many layers: one for each, or one for all."""
         if self.pattern:
             return tuple(part.place() for part in self.pattern[:depth])
-        return tuple(self.place(layer) for layer in range(depth)) if self.per_layer else (self.place(),)
+        return tuple(self.place(layer) for layer in range(depth if self.per_layer else min(depth, 1)))
 
     def count_valid(self, context: Context, depth: int = 1, *, without: frozenset[str] = frozenset()) -> int:
         """Count the ways to fill the slot in so many layers, leaving out the components of some keys."""
         if self.pattern:
             return math.prod(part.count_valid(context, without=without) for part in self.pattern[:depth])
         ways = sum(entry.count_valid(context) for entry in self.entries if entry.key not in without)
-        return ways ** (depth if self.per_layer else 1)
+        return ways ** (depth if self.per_layer else min(depth, 1))
 
 
 @lru_cache(maxsize=2**16)

@@ -132,6 +132,10 @@ class Head(Component):
         """Why this head cannot make a signature's output, or None if it can."""
         return None if signature.output == self.output else f"it makes {self.output}, not {signature.output}"
 
+    def num_tokens(self, signature: Signature) -> int | None:
+        """Tokens that one example must have become, or None if any number will do."""
+        return None
+
     @abstractmethod
     def build(self, b: Builder, x: Tensor, signature: Signature) -> Tensor:
         """Add the nodes from x `[B, T, D]` to a signature's output."""

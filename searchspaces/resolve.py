@@ -48,12 +48,12 @@ class StageModel:
 
 @dataclass(frozen=True)
 class ModelParts:
-    """The components of a model."""
+    """The components of a model; no final norm where the last layer ends with one and the model asks for no other."""
 
     stem: Stem
     position: Position
     norm: Part[Norm]
-    final_norm: Part[Norm]
+    final_norm: Part[Norm] | None
     stages: tuple[StageModel, ...]
     head: Head
 
@@ -78,7 +78,11 @@ def resolve_model(model: ModelConfig, signature: Signature) -> ModelParts:
         stages.append(_stage(model, stage, index, above))
         above += len(stage.layers)
     norm = _part(Norm, "norm", model.norm, "norm")
-    final = norm if model.final_norm is None else _part(Norm, "norm", model.final_norm, "final_norm")
+    last = [layer for stage in stages for layer in stage.layers][-1:]
+    normed = any(layer.wiring.normalises_output for layer in last)
+    final = None if normed else norm
+    if model.final_norm is not None:
+        final = _part(Norm, "norm", model.final_norm, "final_norm")
     return ModelParts(stem, position.component, norm, final, tuple(stages), head)
 
 

@@ -181,7 +181,7 @@ def _scalar(value: Any) -> OptionValue:
 
 
 Width: TypeAlias = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
-Depth: TypeAlias = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
+Depth: TypeAlias = Annotated[int, Field(ge=0, le=MAX_DEPTH)]
 Scalar: TypeAlias = Annotated[Any, AfterValidator(_scalar)]
 
 WidthDomain: TypeAlias = Annotated[

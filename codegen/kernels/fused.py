@@ -94,7 +94,12 @@ class FusedKernel(Kernel):
     def is_generic(self) -> bool:
         """Whether the chain is neither flat, nor a reduction, nor rows of a table, nor loops with fixed strides."""
         root = self.graph.node(self.graph.outputs[0][1].node)
-        rows = all(isinstance(node.op, Input | Constant | Take | Unary | Binary) for node in self.graph.nodes)
+        rows = all(
+            node.types[0].shape[-1:] == self.graph.operand_types(node)[0].shape[-1:]
+            if isinstance(node.op, Reshape)
+            else isinstance(node.op, Input | Constant | Take | Unary | Binary)
+            for node in self.graph.nodes
+        )
         return not (isinstance(root.op, Reduction) or rows or self._is_flat() or find_nest(self.graph))
 
     def build(self, isa: Isa, knobs: Knobs) -> PrimFunc:

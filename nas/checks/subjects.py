@@ -261,7 +261,8 @@ def own_subjects(architecture: Architecture, signature: Signature) -> list[Subje
         if kind in ("stem", "head"):
             own = _lessened(signature)
             own = _of_few_pixels(own, component) if isinstance(component, Stem) else own
-            case = EndCase(batch=1, d_model=d_model, time=OWN_TIME, signature=own)
+            time = component.num_tokens(own) if isinstance(component, Head) else None
+            case = EndCase(batch=1, d_model=d_model, time=time or OWN_TIME, signature=own)
         found[kind, config, d_model] = Subject(f"{brief(kind, config)} at width {d_model}", component, case)
 
     number = 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ir.builder import Builder, Tensor
-from ir.component import ChannelMixer, Norm, TokenMixer
+from ir.component import ChannelMixer, Norm, TokenMixer, option
 from ir.errors import GraphError, InputError
 from ir.types import Axes
 from searchspaces.parts import LayerParts, Macro
@@ -27,6 +28,9 @@ class Staged(Macro):
     `layers.0.mixer`, `layers.0.channel_mixer`, `layers.0.norm_mixer`, `layers.0.norm_channel`, `layers.0.reducer`,
     `transitions.1`, `positions.1`, `norm`, `head`; layers are numbered through all stages.
 
+    With `normalise` the values of each series are moved and scaled on the way in, and the forecast back again: by the
+    `last` value alone (Zeng et al. 2023, NLinear), or by mean and deviation of the `instance` (Kim et al. 2022).
+
     Tokens on the grid of an image stay on it as long as parts need it: spatial mixers and transitions get
     `[B, H, W, D]`, all others a sequence in row order.
 
@@ -38,6 +42,10 @@ class Staged(Macro):
     paper = (
         "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762; "
         "Wang et al. 2021, Pyramid Vision Transformer, arXiv 2102.12122"
+    )
+
+    normalise: Literal["none", "last", "instance"] = option(
+        "none", choices=("none", "last", "instance"), doc="What each variate of a series is made relative to."
     )
 
     def build_model(
@@ -53,8 +61,11 @@ class Staged(Macro):
     ) -> Graph:
         if batch < 1:
             raise InputError("the batch is not positive", where="batch", found=str(batch))
+        if self.normalise != "none" and signature.output != "forecast":
+            expected = "none, but for forecasts of a series"
+            raise InputError("no series to normalise", where="macro.normalise", expected=expected, found=self.normalise)
         parts = resolve_model(model, signature)
-        assembly = _Assembly(Builder(), parts, signature, expanded or mode == "step")
+        assembly = Assembly(Builder(), parts, signature, expanded or mode == "step", self)
         if mode == "forward":
             return assembly.forward(batch, _resized(signature, seq_len))
         if not model.causal or signature.output != "next_token":
@@ -65,6 +76,16 @@ class Staged(Macro):
                 found=f"{'causal' if model.causal else 'bidirectional'}, {signature.output}",
             )
         return assembly.step(batch, max_len or signature.seq_len)
+
+    def run_layers(self, assembly: Assembly, x: Tensor, layers: Sequence[NumberedLayer], place: Place) -> Tensor:
+        """The layers of one stage, each with its number in the model."""
+        for number, layer in layers:
+            x, place = assembly.layer(x, number, layer, place), place.after(layer)
+        return x
+
+
+NumberedLayer: TypeAlias = tuple[int, LayerModel]
+_LEAST_VARIANCE = 1e-5  # of a series whose values are equal
 
 
 def _resized(signature: Signature, seq_len: int | None) -> Signature:
@@ -78,16 +99,36 @@ def _resized(signature: Signature, seq_len: int | None) -> Signature:
 
 
 @dataclass(frozen=True)
-class _Stream:
-    """What a step graph carries: the run-time position, the longest stream, and the states by full name."""
+class Stream:
+    """What a step graph carries.
+
+    Attributes:
+        position: Number of the token, at run time.
+        max_len: Longest stream.
+        states: States by their full names.
+        turn: How often the layers have been run before, where a macro repeats them.
+    """
 
     position: Tensor
     max_len: int
     states: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    turn: int = 0
 
 
 @dataclass(frozen=True)
-class _Assembly:
+class Place:
+    """Where layers are built: the grid that their tokens lie on, if any, and the stream of a step graph."""
+
+    grid: tuple[int, ...] | None
+    stream: Stream | None
+
+    def after(self, layer: LayerModel) -> Place:
+        """Where the next layer is: a reducer leaves no grid."""
+        return self if layer.reducer is None else Place(None, self.stream)
+
+
+@dataclass(frozen=True)
+class Assembly:
     """One model on its way into one builder.
 
     Attributes:
@@ -95,12 +136,14 @@ class _Assembly:
         parts: The components.
         signature: The task's, at its own length, which sizes the table of learned positions.
         expanded: Build components out of operations; otherwise norms and mixers become one node each.
+        macro: Says in which order the layers run.
     """
 
     b: Builder
     parts: ModelParts
     signature: Signature
     expanded: bool
+    macro: Staged
 
     def forward(self, batch: int, signature: Signature) -> Graph:
         """The graph that reads all positions at once, at the length of another signature."""
@@ -108,16 +151,28 @@ class _Assembly:
         if problem:
             raise InputError("the stem cannot read this length", where="seq_len", found=problem)
         given = self.b.input(signature.input_name, signature.input_shape(batch), signature.input_dtype)
-        return self.b.build(**{signature.output_name: self._model(given, None)})
+        if self.macro.normalise == "none":
+            return self.b.build(**{signature.output_name: self._model(given, None)})
+        shift, scale = self._statistics(given)
+        y = self._model((given - shift) / scale, None) * scale + shift
+        return self.b.build(**{signature.output_name: y})
+
+    def _statistics(self, series: Tensor) -> tuple[Tensor, Tensor | float]:
+        """What each variate of `[B, T, C]` is made relative to, `[B, 1, C]`, and the unit that it is measured in."""
+        b = self.b
+        if self.macro.normalise == "last":
+            return b.slice(series, 1, series.shape[1] - 1, series.shape[1]), 1.0
+        shift = b.mean(series, 1, keepdims=True)
+        return shift, b.sqrt(b.mean(b.square(series - shift), 1, keepdims=True) + _LEAST_VARIANCE)
 
     def step(self, batch: int, max_len: int) -> Graph:
         """The graph that reads one token and the state before it."""
         tokens = self.b.input("tokens", (batch, 1), "int32")
-        stream = _Stream(self.b.input("position", (), "int32"), max_len)
+        stream = Stream(self.b.input("position", (), "int32"), max_len)
         logits = self._model(tokens, stream)
         return self.b.build(**{self.signature.output_name: logits}, **stream.states)
 
-    def _model(self, given: Tensor, stream: _Stream | None) -> Tensor:
+    def _model(self, given: Tensor, stream: Stream | None) -> Tensor:
         parts, b = self.parts, self.b
         with b.scope("stem"):
             x = parts.stem.build(b, given, parts.stages[0].d_model, self.signature)
@@ -132,17 +187,21 @@ class _Assembly:
                 on_grid = x.type.rank == 4  # a transition to a class token leaves the plane
                 grid, known = (x.shape[1:3], x.shape[1] * x.shape[2]) if on_grid else (None, x.shape[1])
             x = self._embed("position" if index == 0 else f"positions.{index}", x, known, stream)
-            for layer in stage.layers:
-                with b.scope(f"layers.{number}"):
-                    x = layer.wiring.build(x, self._layer(layer, grid, stream))
-                grid = grid if layer.reducer is None else None
-                number += 1
-        if not parts.stages[-1].layers[-1].wiring.normalises_output:
+            layers = list(enumerate(stage.layers, number))
+            x = self.macro.run_layers(self, x, layers, Place(grid, stream))
+            grid = None if any(layer.reducer for layer in stage.layers) else grid
+            number += len(layers)
+        if parts.final_norm is not None:
             x = self._norm("norm", parts.final_norm, x)
         with b.scope("head"):
             return parts.head.build(b, self._sequence(x), self.signature)
 
-    def _embed(self, scope: str, x: Tensor, known: int, stream: _Stream | None) -> Tensor:
+    def layer(self, x: Tensor, number: int, layer: LayerModel, place: Place) -> Tensor:
+        """One layer of x."""
+        with self.b.scope(f"layers.{number}"):
+            return layer.wiring.build(x, self._layer(layer, place.grid, place.stream))
+
+    def _embed(self, scope: str, x: Tensor, known: int, stream: Stream | None) -> Tensor:
         position = self.parts.position
         shape, x = x.shape, self._sequence(x)
         wanted = stream.max_len if stream else x.shape[1]
@@ -157,7 +216,7 @@ class _Assembly:
         with self.b.scope(scope):
             return self._shaped(position.embed(self.b, x, known, stream.position if stream else None), shape)
 
-    def _layer(self, layer: LayerModel, grid: tuple[int, ...] | None, stream: _Stream | None) -> LayerParts[Tensor]:
+    def _layer(self, layer: LayerModel, grid: tuple[int, ...] | None, stream: Stream | None) -> LayerParts[Tensor]:
         """The layer's parts as functions that add nodes under their names."""
         mixer, channel_mixer, reducer = layer.token_mixer, layer.channel_mixer, layer.reducer
         weights: list[Tensor] = []
@@ -237,10 +296,11 @@ class _Assembly:
             return part.component.build(self.b, x)
         return self.b.component(kind, part.key, part.component.options(), x)
 
-    def _step(self, mixer: TokenMixer, x: Tensor, stream: _Stream) -> Tensor:
+    def _step(self, mixer: TokenMixer, x: Tensor, stream: Stream) -> Tensor:
         """One token of a mixer; its states become inputs, and outputs of the same names."""
         types = mixer.state(x.shape[0], x.shape[-1], stream.max_len)
-        names = {name: f"state.{self.b.scope_path}.{name}" for name in types}
+        turn = f".turn{stream.turn}" if stream.turn else ""
+        names = {name: f"state.{self.b.scope_path}{turn}.{name}" for name in types}
         state = {name: self.b.input(names[name], kind.shape, kind.dtype) for name, kind in types.items()}
         y, after = mixer.step(self.b, x, state, stream.position)
         if {name: tensor.type for name, tensor in after.items()} != types:

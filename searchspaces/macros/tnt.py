@@ -101,8 +101,9 @@ class _Assembly:
                     merged = self._merge(words, image.shape[0], stage.d_model, bias=False)
                 sentences = sentences + b.pad(merged, 1, 1, 0)  # the class token has no words
                 sentences = layer.wiring.build(sentences, self._layer(layer, layer.token_mixer))
-        with b.scope("norm"):
-            sentences = self._call("norm", parts.final_norm, sentences)
+        if parts.final_norm is not None:
+            with b.scope("norm"):
+                sentences = self._call("norm", parts.final_norm, sentences)
         with b.scope("head"):
             return parts.head.build(b, sentences, signature)
 

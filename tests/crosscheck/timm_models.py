@@ -1,13 +1,13 @@
 """Models of timm beside those of the zoo: random weights copied across, outputs compared.
 
-timm imports torchvision, whose build on PyPI looks for CUDA; without it two operators are missing that no model here
-calls, so empty ones stand in for them.
+timm and transformers import torchvision, whose build on PyPI looks for CUDA; without it two operators are missing that
+no model here calls, so empty ones stand in for them.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,15 +46,21 @@ def _stubs() -> torch.library.Library:
     return library
 
 
-def timm_model(name: str, **options: Any) -> torch.nn.Module:
-    """A model of timm in float64 with random weights and statistics; skips the test where timm is absent."""
+def public_library(name: str) -> Any:
+    """A library that imports torchvision; skips the test where either is absent."""
+    for needed in ("torchvision", name):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed; `make crosscheck` installs it")
     try:
         importlib.import_module("torchvision")
-    except ModuleNotFoundError:
-        pytest.skip("torchvision is not installed; `make crosscheck` installs it")
     except RuntimeError:
         _stubs()
-    timm = pytest.importorskip("timm", reason="timm is not installed; `make crosscheck` installs it")
+    return importlib.import_module(name)
+
+
+def timm_model(name: str, **options: Any) -> torch.nn.Module:
+    """A model of timm in float64 with random weights and statistics; skips the test where timm is absent."""
+    timm = public_library("timm")
     torch.manual_seed(0)
     model = timm.create_model(name, **options).double().eval()
     with torch.no_grad():
