@@ -44,7 +44,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(TEST_FLAGS)
 
-test-all: $(STAMP)
+test-all: $(CROSSCHECK_STAMP)
 	@$(BIN)/python -m pytest $(TEST_FLAGS) -m ''
 
 crosscheck: $(CROSSCHECK_STAMP)

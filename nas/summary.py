@@ -37,6 +37,11 @@ class Yardstick:
         """Return the yardstick as JSON."""
         return vars(self) | {"baselines": dict(self.baselines)}
 
+    def better_baselines(self, quality: float) -> list[str]:
+        """Names of the trivial models that score better than a quality."""
+        sign = 1.0 if self.direction == "max" else -1.0
+        return [name for name, score in self.baselines.items() if sign * score > sign * quality]
+
 
 def result_json(study: Study) -> dict[str, Any]:
     """Return the outcome of a search as the command line prints it."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nas.objectives.base import Objective
     from nas.strategies.base import Strategy
     from nas.study import Study
+    from nas.summary import Yardstick
     from nas.trial import Trial
 
 DEFAULT_TRIALS = 32
@@ -227,7 +228,8 @@ def _show_result(study: Study, out: Output) -> None:
         scores = [("chance", found.chance), *found.baselines.items()]
         listed = ", ".join(f"{name} {format_value(score, '')}" for name, score in scores)
         better = "lower" if found.direction == "min" else "higher"
-        out.text(f"  {found.metric} in {found.unit}, {better} is better; for comparison: {listed}", "")
+        scale = f"  {found.metric} in {found.unit}, {better} is better; for comparison: {listed}"
+        out.text(scale, *_losers(study, front, found), "")
     paths = [path for path in (artifact_path(study, trial) for trial in front) if path is not None]
     if paths:
         trained = any(metric.source == "trained" for metric in study.goals.metrics)
@@ -237,6 +239,22 @@ def _show_result(study: Study, out: Output) -> None:
         out.text("Next:", *(f"  {command}" for command in _next_commands(study, bool(paths))))
     if out.json:
         out.data(result_json(study))
+
+
+def _losers(study: Study, front: tuple[Trial, ...], found: Yardstick) -> list[str]:
+    """Name the models of the front that a trivial model beats: nobody should ship them for their quality."""
+    from nas.summary import format_value, quality_name
+
+    name = quality_name(study)
+    losers: dict[str, list[str]] = {}
+    for trial in front:
+        for baseline in found.better_baselines(trial.values[name]) if name else ():
+            losers.setdefault(baseline, []).append(str(trial.number))
+    lines: list[str] = []
+    for baseline, trials in losers.items():
+        whom = "every model of the front" if len(trials) == len(front) else f"trial {', '.join(trials)}"
+        lines.append(f"  worse than {baseline} ({format_value(found.baselines[baseline], '')}): {whom}")
+    return lines
 
 
 def front_table(study: Study, front: tuple[Trial, ...]) -> Any:

@@ -11,6 +11,7 @@ from ir.errors import InputError, StorageError
 from nas.bench_results import keep_result, read_results
 from nas.report.write import write_report
 from nas.search import load_study, search
+from nas.summary import Yardstick
 from nas.testing.spaces import Grid
 from tests.nas.synthetic_run import write_run
 
@@ -81,6 +82,13 @@ def test_report_names_sources_intervals_and_the_yardstick(page):
     assert re.search(r"<small>\[[\d.]+, [\d.]+\]", page)
     assert "chance" in page
     assert "logistic_regression" in page
+
+
+@pytest.mark.parametrize(("direction", "better"), [("min", ["linear"]), ("max", ["mean"])])
+def test_yardstick_names_the_trivial_models_that_are_better(direction, better):
+    """Better is less of an error and more of an accuracy; equal is not better."""
+    found = Yardstick("m", "", direction, 1.0, {"mean": 0.9, "linear": 0.7, "same": 0.8})
+    assert found.better_baselines(0.8) == better
 
 
 def test_report_shows_torch_eager_where_it_was_timed(page):
