@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from searchspaces.signature import Signature
 
 # The stem and head that a task's signature calls for where the space names none.
-_STEM_OF_MODALITY = {"tokens": "token_embedding", "image": "image_patches", "series": "series_patches"}
+_STEM_OF_MODALITY = {
+    "tokens": "token_embedding",
+    "image": "image_patches",
+    "series": "series_patches",
+    "video": "video_patches",
+}
 _HEAD_OF_OUTPUT = {"next_token": "language_model", "class": "classifier", "forecast": "forecaster"}
 
 
@@ -126,7 +131,8 @@ class ModelConfig:
 
     def head_for(self, signature: Signature) -> ComponentConfig:
         """Return the head, the usual one for the signature's output where the space names none."""
-        return self.head or ComponentConfig(_HEAD_OF_OUTPUT[signature.output])
+        usual = "frame_forecaster" if signature.modality == "video" else _HEAD_OF_OUTPUT[signature.output]
+        return self.head or ComponentConfig(usual)
 
 
 @dataclass(frozen=True)

@@ -121,19 +121,23 @@ class Head(Component):
 
     Class attributes:
         output: The output of signature that it makes.
+        modalities: The modalities of signature that it serves.
         shared: Full names of parameters of other parts that it may read.
     """
 
     kind = "head"
     output: ClassVar[str] = ""
+    modalities: ClassVar[tuple[str, ...]] = ("tokens", "image", "series")
     shared: ClassVar[tuple[str, ...]] = ()
 
     def check(self, signature: Signature) -> str | None:
         """Why this head cannot make a signature's output, or None if it can."""
+        if signature.modality not in self.modalities:
+            return f"it serves {', '.join(self.modalities)}, not {signature.modality}"
         return None if signature.output == self.output else f"it makes {self.output}, not {signature.output}"
 
     def num_tokens(self, signature: Signature) -> int | None:
-        """Tokens that one example must have become, or None if any number will do."""
+        """Tokens that one example may have become, or None if any number will do."""
         return None
 
     @abstractmethod

@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from ir.errors import InputError, did_you_mean
 
-Modality: TypeAlias = Literal["tokens", "image", "series"]
+Modality: TypeAlias = Literal["tokens", "image", "series", "video"]
 Output: TypeAlias = Literal["next_token", "class", "forecast"]
 
 # The sizes that must be positive; every other size must be left at 0.
@@ -15,6 +15,7 @@ _SIZES_OF_MODALITY: Final[dict[str, frozenset[str]]] = {
     "tokens": frozenset({"seq_len", "vocab_size"}),
     "image": frozenset({"image_size", "channels"}),
     "series": frozenset({"seq_len", "variates"}),
+    "video": frozenset({"seq_len", "image_size", "channels"}),
 }
 _SIZES_OF_OUTPUT: Final[dict[str, frozenset[str]]] = {
     "next_token": frozenset(),
@@ -25,6 +26,7 @@ _OUTPUTS_OF_MODALITY: Final[dict[str, tuple[str, ...]]] = {
     "tokens": ("next_token", "class"),
     "image": ("class",),
     "series": ("forecast",),
+    "video": ("forecast",),
 }
 _SIZES: Final = ("seq_len", "vocab_size", "image_size", "channels", "variates", "num_classes", "horizon")
 
@@ -34,19 +36,19 @@ class Signature:
     """Inputs and outputs of every model of a task.
 
     A size that does not apply is 0. The graph's input is named after the modality (`tokens` int32 [B,T], `image`
-    float32 [B,H,W,C], `series` float32 [B,T,variates]); its output is `logits` ([B,T,vocab] or [B,classes]) or
-    `forecast` ([B,horizon,variates]).
+    float32 [B,H,W,C], `series` float32 [B,T,variates], `video` float32 [B,T,H,W,C]); its output is `logits`
+    ([B,T,vocab] or [B,classes]) or `forecast` ([B,horizon,variates] or [B,horizon,H,W,C]).
 
     Attributes:
         modality: Kind of input, and its name.
         output: What the model predicts.
-        seq_len: Input positions of tokens and series.
+        seq_len: Input positions of tokens and series, frames of a video.
         vocab_size: Distinct tokens.
-        image_size: Height and width of a square image, pixels.
+        image_size: Height and width of a square image or frame, pixels.
         channels: Values in a pixel.
         variates: Values at one time of a series.
         num_classes: Classes to tell apart.
-        horizon: Future times to forecast.
+        horizon: Future times or frames to forecast.
 
     Raises:
         InputError: A size that applies is missing, one that does not is given, or modality and output do not go
@@ -86,9 +88,15 @@ class Signature:
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """Shape of the graph's input at a batch size."""
-        if self.modality == "image":
-            return (batch, self.image_size, self.image_size, self.channels)
-        return (batch, self.seq_len, self.variates) if self.modality == "series" else (batch, self.seq_len)
+        times = () if self.modality == "image" else (self.seq_len,)
+        return (batch, *times, *self._values)
+
+    @property
+    def _values(self) -> tuple[int, ...]:
+        """Shape of the numbers at one time: none of tokens, variates of a series, pixels of an image or frame."""
+        if self.modality in ("image", "video"):
+            return (self.image_size, self.image_size, self.channels)
+        return (self.variates,) if self.modality == "series" else ()
 
     @property
     def input_dtype(self) -> str:
@@ -99,12 +107,12 @@ class Signature:
         """Shape of the graph's output at a batch size."""
         if self.output == "next_token":
             return (batch, self.seq_len, self.vocab_size)
-        return (batch, self.num_classes) if self.output == "class" else (batch, self.horizon, self.variates)
+        return (batch, self.num_classes) if self.output == "class" else (batch, self.horizon, *self._values)
 
     @property
     def positions(self) -> int:
         """Input positions of one example: tokens, times or pixels."""
-        return self.image_size**2 if self.modality == "image" else self.seq_len
+        return max(self.seq_len, 1) * max(self.image_size, 1) ** 2
 
 
 def _require_word(name: str, word: str, choices: tuple[str, ...]) -> None:

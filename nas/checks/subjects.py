@@ -238,7 +238,7 @@ OWN_IMAGES: Final = (32, 48, 56, 64, 96)
 
 def _of_few_pixels(signature: Signature, stem: Stem) -> Signature:
     """The signature with the first of the small images that a stem makes more than 3 tokens of."""
-    for size in OWN_IMAGES if signature.modality == "image" else ():
+    for size in OWN_IMAGES if signature.image_size else ():
         smaller = dataclasses.replace(signature, image_size=size)
         if size < signature.image_size and stem.check(smaller) is None and stem.num_tokens(smaller) > 3:
             return smaller

@@ -109,7 +109,7 @@ class TrainOptions:
             signature: Inputs and outputs of the task.
 
         Returns:
-            The defaults: about 4,096 tokens in a batch of tokens, 64 images, or 32 windows of a series.
+            The defaults: about 4,096 tokens in a batch of tokens, 64 images, or 32 windows of a series or videos.
         """
         if signature.modality == "tokens":
             return cls(batch_size=min(64, max(4, _TOKENS_PER_STEP // signature.seq_len)), learning_rate=2e-3)

@@ -19,13 +19,14 @@ class PreNorm(Block):
     reduces z instead, after both branches. `norm_by_depth`
     divides the norms of layer l, counted from 1, by sqrt(l), so that the stream grows less with depth (Sun et al. 2025,
     LayerNorm scaling). `norm_after` norms what the token mixer gives, as sigmoid attention over many tokens needs
-    (Ramapuram et al. 2024, hybrid norm).
+    (Ramapuram et al. 2024, hybrid norm); `norm_last` norms what the layer gives (Tang et al. 2024, PredFormer).
     """
 
     paper = (
         "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv 2002.04745; "
         "Touvron et al. 2021, Going deeper with Image Transformers, arXiv 2103.17239, section 2 (LayerScale); "
         "Ramapuram et al. 2024, Theory, Analysis, and Best Practices for Sigmoid Self-Attention, arXiv 2409.04431; "
+        "Tang et al. 2024, Video Prediction Transformers without Recurrence or Convolution, arXiv 2410.04733; "
         "Sun et al. 2025, The Curse of Depth in Large Language Models, arXiv 2502.05795"
     )
     reduces = True
@@ -35,12 +36,14 @@ class PreNorm(Block):
         Case({"reduce_last": True}),
         Case({"norm_by_depth": True, "layer": 4}),
         Case({"norm_after": True, "layer_scale": 0.1}),
+        Case({"norm_last": True, "reduce_last": True}),
     )
 
     layer_scale: float = option(0.0, minimum=0.0, maximum=1.0, doc="Initial factor of each branch; 0 for none.")
     reduce_last: bool = option(False, doc="Reduce tokens after both branches instead of between them.")
     norm_by_depth: bool = option(False, doc="Divide the norms of layer l by sqrt(l).")
     norm_after: bool = option(False, doc="Norm what the token mixer gives.")
+    norm_last: bool = option(False, doc="Norm what the layer gives.")
     layer: int = context_option(1, doc="Number of the layer, from 1.")
 
     def build(self, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
@@ -50,7 +53,8 @@ class PreNorm(Block):
         y = y if self.reduce_last else layer.reduce(y)
         if layer.channel is not None:
             y = y + self._scaled("scale_channel", layer.channel(self._normed("norm_channel", y, layer)), layer)
-        return layer.reduce(y) if self.reduce_last else y
+        y = layer.reduce(y) if self.reduce_last else y
+        return layer.norm("norm_last", y) if self.norm_last else y
 
     def _normed(self, name: str, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
         normed = layer.norm(name, x)
@@ -71,10 +75,11 @@ class PreNorm(Block):
         if self.layer_scale:
             mixed = mixed * self._factor("scale_mixer", x.shape[-1], layer)
         y = x + mixed if self.reduce_last else layer.reduce(x + mixed)
-        if layer.channel is None:
-            return layer.reduce(y) if self.reduce_last else y
-        normed = layer.norm("norm_channel", y) / divisor
-        mixed = layer.channel(normed)
-        if self.layer_scale:
-            mixed = mixed * self._factor("scale_channel", x.shape[-1], layer)
-        return layer.reduce(y + mixed) if self.reduce_last else y + mixed
+        if layer.channel is not None:
+            mixed = layer.channel(layer.norm("norm_channel", y) / divisor)
+            if self.layer_scale:
+                mixed = mixed * self._factor("scale_channel", x.shape[-1], layer)
+            y = y + mixed
+        if self.reduce_last:
+            y = layer.reduce(y)
+        return layer.norm("norm_last", y) if self.norm_last else y

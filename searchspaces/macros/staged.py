@@ -61,7 +61,7 @@ class Staged(Macro):
     ) -> Graph:
         if batch < 1:
             raise InputError("the batch is not positive", where="batch", found=str(batch))
-        if self.normalise != "none" and signature.output != "forecast":
+        if self.normalise != "none" and signature.modality != "series":
             expected = "none, but for forecasts of a series"
             raise InputError("no series to normalise", where="macro.normalise", expected=expected, found=self.normalise)
         parts = resolve_model(model, signature)
@@ -92,9 +92,9 @@ def _resized(signature: Signature, seq_len: int | None) -> Signature:
     """The signature at another number of input positions."""
     if seq_len is None or seq_len == signature.positions:
         return signature
-    if signature.modality == "image":
+    if signature.image_size:
         expected = f"{signature.positions}, the pixels of the task's images"
-        raise InputError("an image has a fixed size", where="seq_len", expected=expected, found=str(seq_len))
+        raise InputError("an image or a video has a fixed size", where="seq_len", expected=expected, found=str(seq_len))
     return dataclasses.replace(signature, seq_len=seq_len)
 
 

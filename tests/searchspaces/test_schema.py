@@ -147,7 +147,7 @@ def test_first_violation_of_a_file_is_reported():
 def test_data_from_python_is_reported_without_lines():
     """A dictionary has paths but no lines."""
     with pytest.raises(SpaceError) as caught:
-        _parse(model__depth=0)
+        _parse(model__depth=-1)
     assert caught.value.where == "<dict>"
     assert caught.value.message.startswith("model.depth")
 

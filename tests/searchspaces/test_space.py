@@ -312,7 +312,7 @@ def test_foreign_architecture_is_refused_with_a_reason(change, reason):
         lambda data: data.update(extra=1),
         lambda data: data.update(stages=[]),
         lambda data: data["stages"][0].update(d_model="2"),
-        lambda data: data["stages"][0].update(layers=[]),
+        lambda data: data["stages"][0].update(layers=None),
         lambda data: data["stages"][0].update(transition=3),
         lambda data: data["stages"][0]["layers"][0].pop("wiring"),
         lambda data: data["stages"][0]["layers"][0].update(token_mixer="pooling"),
