@@ -27,7 +27,8 @@ TEXT = Signature(modality="tokens", output="next_token", seq_len=9, vocab_size=1
 LABELLED = Signature(modality="tokens", output="class", seq_len=9, vocab_size=13, num_classes=5)
 IMAGE = Signature(modality="image", output="class", image_size=6, channels=3, num_classes=5)
 SERIES = Signature(modality="series", output="forecast", seq_len=11, variates=2, horizon=3)
-SIGNATURES = {"text": TEXT, "labelled": LABELLED, "image": IMAGE, "series": SERIES}
+VIDEO = Signature(modality="video", output="forecast", seq_len=2, image_size=8, channels=1, horizon=3)
+SIGNATURES = {"text": TEXT, "labelled": LABELLED, "image": IMAGE, "series": SERIES, "video": VIDEO}
 ATTENTION = of("softmax_attention", num_heads=2)
 MIXERS = {
     "softmax_attention": of("softmax_attention", num_heads=2, num_kv_heads=1, window=4),
