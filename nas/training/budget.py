@@ -109,13 +109,14 @@ class TrainOptions:
             signature: Inputs and outputs of the task.
 
         Returns:
-            The defaults: about 4,096 tokens in a batch of tokens, 64 images, or 32 windows of a series or videos.
+            The defaults: about 4,096 tokens in a batch of tokens, 64 images, 32 windows of a series, or 16 videos.
         """
         if signature.modality == "tokens":
             return cls(batch_size=min(64, max(4, _TOKENS_PER_STEP // signature.seq_len)), learning_rate=2e-3)
         if signature.modality == "image":
             return cls(batch_size=64, learning_rate=2e-3)
-        return cls(batch_size=32, learning_rate=1e-3, weight_decay=0.01)
+        batch_size = 16 if signature.modality == "video" else 32
+        return cls(batch_size=batch_size, learning_rate=1e-3, weight_decay=0.01)
 
 
 def learning_rate_factor(fraction: float, *, warmup: float, final_fraction: float) -> float:

@@ -174,6 +174,19 @@ def test_overflow_is_found() -> None:
         compile_graph(graph, params, TARGET)
 
 
+def test_model_that_rounds_too_much_gets_plain_products() -> None:
+    """Rows a millionfold apart lose their digits to Strassen's algorithm, not to plain products."""
+    b = Builder()
+    x = b.input("x", (256, 512))
+    sizes = np.where(np.random.default_rng(0).random((256, 1)) < 0.5, 1e6, 1.0)
+    weight = b.parameter("w", ((Axis("a", 512),), (Axis("b", 512),)))
+    graph = b.build(y=b.layer_norm(b.matmul(x * b.constant(sizes), weight)))
+    assert any(kernel["knobs"].get("strassen") for kernel in describe_kernels(graph, TARGET))
+    artifact = compile_graph(graph, initialize(graph, 0), TARGET)
+    check(artifact)
+    assert not any(kernel["knobs"].get("strassen") for kernel in artifact.kernels)
+
+
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
