@@ -61,7 +61,9 @@ if TYPE_CHECKING:
     from nas.search import open_study as open_study
     from nas.search import search as search
     from nas.ship import ship as ship
+    from nas.strategies.local_search import LocalSearch as LocalSearch
     from nas.strategies.nsga2 import NSGA2 as NSGA2
+    from nas.strategies.predictor_guided import PredictorGuided as PredictorGuided
     from nas.strategies.random import Random as Random
     from nas.strategies.regularized_evolution import RegularizedEvolution as RegularizedEvolution
     from nas.study import Study as Study
@@ -89,8 +91,10 @@ _EXPORTS: Final[dict[str, str]] = {
     "Flops": "nas.objectives.flops",
     "Latency": "nas.objectives.latency",
     "LoadedModel": "codegen.runtime",
+    "LocalSearch": "nas.strategies.local_search",
     "NSGA2": "nas.strategies.nsga2",
     "Params": "nas.objectives.params",
+    "PredictorGuided": "nas.strategies.predictor_guided",
     "Quality": "nas.objectives.quality",
     "Random": "nas.strategies.random",
     "Ray": "nas.executors.ray",

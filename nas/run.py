@@ -56,13 +56,14 @@ class Run:
     def _may_go_on(self) -> bool:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return False
-        within = self._budget.trials is None or len(self._study.trials) < self._budget.trials
+        within = self._budget.trials is None or self._study.num_trials < self._budget.trials
         return within or self._study.interrupted > 0
 
     def next_job(self) -> Job | None:
         """Return the next trial as a job, None when there is none now."""
         trial = self._study.ask() if self._may_go_on else None
         if trial is None:
+            self._study.storage.sync()
             return None
         self._jobs.add(trial.number)
         for callback in self._callbacks:

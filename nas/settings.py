@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ir.errors import InputError
+from ir.errors import InputError, StorageError
 from nas.evaluate import Evaluator
+from nas.storages.base import Record
 from nas.strategies.base import REGISTRY as STRATEGIES
 from nas.strategies.base import Strategy
 
@@ -66,6 +67,28 @@ def study_record(space: Any, evaluator: Evaluator, settings: Mapping[str, Any], 
         "versions": versions(),
         "time": now,
     }
+
+
+def check_header(record: Record, where: str) -> None:
+    """Check that a journal begins as this version can read it.
+
+    Args:
+        record: Its first record.
+        where: Run folder, for the message.
+
+    Raises:
+        StorageError: It is no study, or one of a newer format.
+    """
+    if record["event"] != "study" or not isinstance(record.get("settings"), dict):
+        raise StorageError("the journal does not begin with its study", where=where, found=f"event {record['event']}")
+    if record.get("format") != FORMAT_VERSION:
+        raise StorageError(
+            "this journal has a format that this version does not read",
+            where=where,
+            expected=f"format {FORMAT_VERSION}",
+            found=f"format {record.get('format')}",
+            hint="use the version of nas that wrote it: " + str(record.get("versions", {}).get("nas", "unknown")),
+        )
 
 
 def check_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:

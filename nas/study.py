@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,9 +22,10 @@ from nas.executors.base import Executor
 from nas.goals import Goals, names_of
 from nas.proposals import Hash, Proposer, Tally, hash_encoded
 from nas.run import Run
-from nas.settings import FORMAT_VERSION, check_settings, describe_settings, study_record, versions
+from nas.settings import check_header, check_settings, describe_settings, study_record, versions
 from nas.storages.base import Record, Storage
 from nas.storages.memory import Memory
+from nas.storages.records import without_collector
 from nas.strategies.base import Strategy
 from nas.strategies.random import Random
 from nas.trial import Outcome, Trial, decode_quantities, encode_outcome
@@ -73,6 +73,7 @@ class Study:
         self._hashes: set[str] = set()
         self._running: set[int] = set()
         self._interrupted: list[int] = []
+        self._shown: tuple[Trial, ...] = ()
         self._open(settings or describe_settings(space, evaluator, self.strategy))
 
     @property
@@ -89,6 +90,11 @@ class Study:
     def trials(self) -> tuple[Trial, ...]:
         """Every trial, by number."""
         return tuple(self._trials)
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials there are."""
+        return len(self._trials)
 
     @property
     def interrupted(self) -> int:
@@ -109,6 +115,7 @@ class Study:
         Raises:
             StorageError: The trial could not be recorded.
         """
+        self.storage.sync()  # what has ended is safe before anything new begins
         if self._interrupted:
             return self._trials[self._interrupted.pop(0)]
         number = len(self._trials)
@@ -116,7 +123,7 @@ class Study:
         start = number // batch * batch if batch else 0
         if self.is_exhausted or (self._running and min(self._running) < start):
             return None
-        proposal = self._proposer.propose(number, self._trials[:start], self._hashes)
+        proposal = self._proposer.propose(number, self._history(start), self._hashes)
         if isinstance(proposal, Tally):
             self._end_exhausted(proposal)
             return None
@@ -262,8 +269,9 @@ class Study:
                 return
             check_header(records[0], self._where)
             check_settings(records[0]["settings"], settings, self._where)
-            for record in records:
-                self._replay(record)
+            with without_collector():
+                for record in records:
+                    self._replay(record)
         except BaseException:
             self.storage.close()
             raise
@@ -276,6 +284,12 @@ class Study:
     def _append(self, record: Record) -> None:
         self.storage.append(record)
         self._replay(record)
+
+    def _history(self, start: int) -> Sequence[Trial]:
+        """Return the trials before a batch, the same object for the whole batch."""
+        if len(self._shown) != start:
+            self._shown = tuple(self._trials[:start])
+        return self._shown
 
     def _replay(self, record: Record) -> None:
         """Take a record into account; records that only tell a reader something change nothing."""
@@ -290,7 +304,7 @@ class Study:
 
     def _add(self, record: Record) -> None:
         number = len(self._trials)
-        if record.get("trial") != number or not isinstance(record.get("architecture"), dict):
+        if record.get("trial") != number or not isinstance(record.get("architecture"), Mapping):
             raise self._inconsistent(record, f"trial {number} with its architecture")
         hash_ = str(record.get("hash"))
         self._trials.append(
@@ -308,14 +322,14 @@ class Study:
 
     def _ended(self, trial: Trial, record: Record) -> Trial:
         if record["event"] == "artifact":
-            return replace(trial, artifact=record["path"])
+            self._shown = ()
+            return trial.changed(artifact=record["path"])
         if trial.state != "running":
             raise self._inconsistent(record, "one end for each trial")
         self._running.discard(trial.number)
         quantities = decode_quantities(record)
         state = record["event"]
-        return replace(
-            trial,
+        return trial.changed(
             state=state,
             quantities=quantities,
             losses=self.goals.losses(quantities) if state == "finished" else (),
@@ -360,28 +374,6 @@ class Study:
                 f"no limit {key!r}", expected="one of " + ", ".join(signs), found=key, hint=did_you_mean(key, signs)
             )
         return (*signs[key], float(value))
-
-
-def check_header(record: Record, where: str) -> None:
-    """Check that a journal begins as this version can read it.
-
-    Args:
-        record: Its first record.
-        where: Run folder, for the message.
-
-    Raises:
-        StorageError: It is no study, or one of a newer format.
-    """
-    if record["event"] != "study" or not isinstance(record.get("settings"), dict):
-        raise StorageError("the journal does not begin with its study", where=where, found=f"event {record['event']}")
-    if record.get("format") != FORMAT_VERSION:
-        raise StorageError(
-            "this journal has a format that this version does not read",
-            where=where,
-            expected=f"format {FORMAT_VERSION}",
-            found=f"format {record.get('format')}",
-            hint="use the version of nas that wrote it: " + str(record.get("versions", {}).get("nas", "unknown")),
-        )
 
 
 def _spellings(objective: Any) -> tuple[str, ...]:

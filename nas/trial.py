@@ -97,7 +97,13 @@ class Trial:
     @cached_property
     def architecture(self) -> Any:
         """The architecture itself, decoded on first use."""
-        return self.decode(self.encoded)
+        return self.decode(dict(self.encoded))
+
+    def changed(self, **fields: Any) -> Trial:
+        """Return the trial with other values of some fields, and with its architecture if that was decoded."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, **fields)
+        return other
 
     @property
     def values(self) -> dict[str, float]:

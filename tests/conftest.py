@@ -31,8 +31,9 @@ hypothesis.settings.load_profile("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--update-golden`."""
+    """Add `--update-golden` and `--kills`."""
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the code gives now")
+    parser.addoption("--kills", type=int, default=3, help="how often a search with Ray workers is killed (slow tests)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from ir.errors import NasError
-from nas.cli import bench, check, compile, doctor, list, probe, report, search, show, verify
+from nas.cli import bench, check, compile, diff, doctor, lint, list, probe, replay, report, search, show, verify, why
 from nas.cli.output import is_debugging, program, tell
 
 FAILED, INTERRUPTED = 1, 130
@@ -64,6 +64,10 @@ app.command("verify")(verify.verify)
 app.command("check")(check.check)
 app.command("probe")(probe.probe)
 app.command("report")(report.report)
+app.command("replay")(replay.replay)
+app.command("diff")(diff.diff)
+app.command("why")(why.why)
+app.command("lint")(lint.lint)
 app.command("doctor")(doctor.doctor)
 
 

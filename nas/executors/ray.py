@@ -85,4 +85,5 @@ class Ray(Executor):
 
     def _local_options(self) -> dict[str, Any]:
         cpus = max(os.cpu_count() or 1, -(-self.workers * self.cpus_per_trial // 1))
-        return {"num_cpus": int(cpus), "include_dashboard": False}
+        # Without an address Ray would join a cluster that somebody else runs on this machine.
+        return {"address": "local", "num_cpus": int(cpus), "include_dashboard": False}

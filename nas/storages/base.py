@@ -28,10 +28,18 @@ class Storage(ABC):
 
     @abstractmethod
     def append(self, *records: Record) -> None:
-        """Add records for good; when this returns they survive the end of the process.
+        """Add records; when this returns they survive the end of the process, after `sync` that of the machine.
 
         Raises:
             StorageError: They could not be written; none of them was.
+        """
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Make every record survive a power cut; costs nothing when they do already.
+
+        Raises:
+            StorageError: The disk refused.
         """
 
     @abstractmethod

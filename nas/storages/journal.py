@@ -1,6 +1,7 @@
 """The journal: append-only JSON lines in a run folder, the truth about a study.
 
-`FOLDER/journal.jsonl` holds one record a line, each written whole and flushed to the disk before anything acts on it.
+`FOLDER/journal.jsonl` holds one record a line, each handed to the system whole before anything acts on it. `sync` has
+the disk take all that was handed over, so that trials which end together share one wait for the disk.
 `FOLDER/journal.lock` keeps a second process out. `FOLDER/trials/N/` holds the files of trial N.
 A process may be killed at any byte: a line cut short at the end is dropped on the next open, with a notice.
 """
@@ -8,16 +9,20 @@ A process may be killed at any byte: a line cut short at the end is dropped on t
 from __future__ import annotations
 
 import fcntl
-import json
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ir.errors import StorageError
 from nas.storages.base import Record, Storage
+from nas.storages.records import decode, encode, without_collector
 
 JOURNAL_NAME = "journal.jsonl"
 LOCK_NAME = "journal.lock"
+
+# Records that come within this time of the last sync wait for the next one; a disk takes milliseconds for each.
+_SYNC_AT_MOST_EVERY_S = 0.02
 
 # A POSIX lock does not keep its own process out, and closing any descriptor of the file lets go of it.
 _held: set[str] = set()
@@ -40,8 +45,10 @@ class Journal(Storage):
         _make_folder(self._folder)
         self._lock = _acquire_lock(self._folder / LOCK_NAME)
         self._size = 0
+        self._is_synced = True
+        self._synced_at = -_SYNC_AT_MOST_EVERY_S
         try:
-            self._records = self._open()
+            self._opened: list[Record] | None = self._open()
         except BaseException:
             self.close()
             raise
@@ -60,20 +67,30 @@ class Journal(Storage):
         return tuple(self._notices)
 
     def records(self) -> list[Record]:
-        return list(self._records)
+        """Return every record; they are not kept, so a second call reads the file again."""
+        opened, self._opened = self._opened, None
+        return opened if opened is not None else _read(self.path).records
 
     def append(self, *records: Record) -> None:
         if self._descriptor < 0:
             self._reopen()
-        data = b"".join(_encode(record) for record in records)
+        data = b"".join(encode(record) for record in records)
         try:
             _write_all(self._descriptor, data)
-            os.fsync(self._descriptor)
+            self._is_synced = False
+            if time.monotonic() - self._synced_at >= _SYNC_AT_MOST_EVERY_S:
+                self._sync()
         except OSError as error:
             self._roll_back()
             raise _unwritable(self.path, error) from error
         self._size += len(data)
-        self._records.extend(records)
+        self._opened = None
+
+    def sync(self) -> None:
+        try:
+            self._sync()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def write_file(self, number: int, name: str, data: bytes) -> None:
         path = self._folder / "trials" / str(number) / name
@@ -100,6 +117,12 @@ class Journal(Storage):
             raise _unreadable(path, error) from error
 
     def close(self) -> None:
+        try:
+            self.sync()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -108,23 +131,25 @@ class Journal(Storage):
             os.close(self._lock)
             self._lock = -1
 
+    def _sync(self) -> None:
+        if not self._is_synced and self._descriptor >= 0:
+            os.fsync(self._descriptor)
+            self._is_synced, self._synced_at = True, time.monotonic()
+
     def _open(self) -> list[Record]:
         """Read the file, drop a torn last line, and open it for appending."""
-        data = _read_bytes(self.path)
-        records, whole = _parse(data, self.path)
+        found = _read(self.path)
         try:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if whole < len(data):
-                os.ftruncate(self._descriptor, whole)
+            if found.torn:
+                os.ftruncate(self._descriptor, found.whole)
                 os.fsync(self._descriptor)
-                self._notices.append(
-                    f"{self.path}: dropped a last record that was cut short ({len(data) - whole} bytes)"
-                )
+                self._notices.append(f"{self.path}: dropped a last record that was cut short ({found.torn} bytes)")
             _sync_folder(self._folder)
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        self._size = whole
-        return records
+        self._size = found.whole
+        return found.records
 
     def _reopen(self) -> None:
         """Hold the folder again after `close`, unless another process wrote meanwhile."""
@@ -157,7 +182,7 @@ def read_journal(folder: str | Path) -> list[Record]:
         folder: Run folder.
 
     Returns:
-        Every record, oldest first.
+        Every record, oldest first; an architecture is a mapping, decoded when it is looked into.
 
     Raises:
         StorageError: There is no journal, it cannot be read, or a line is damaged.
@@ -170,7 +195,7 @@ def read_journal(folder: str | Path) -> list[Record]:
             expected=f"a file {JOURNAL_NAME}",
             hint="give the folder that `nas search --out` wrote",
         )
-    return _parse(_read_bytes(path), path)[0]
+    return _read(path).records
 
 
 def has_journal(folder: str | Path) -> bool:
@@ -179,40 +204,43 @@ def has_journal(folder: str | Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _parse(data: bytes, path: Path) -> tuple[list[Record], int]:
-    """Return the records of the whole lines and how many bytes those lines take."""
-    whole = data.rfind(b"\n") + 1
-    lines = data[:whole].split(b"\n")[:-1]
-    return [_decode(line, number, path) for number, line in enumerate(lines, start=1)], whole
+@dataclass(frozen=True)
+class _Found:
+    """Records of the whole lines of a file, how many bytes those take, and how many a torn last line."""
+
+    records: list[Record]
+    whole: int
+    torn: int
+
+
+def _read(path: Path) -> _Found:
+    records: list[Record] = []
+    whole = 0
+    try:
+        with path.open("rb") as file, without_collector():
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return _Found(records, whole, len(line))
+                records.append(_decode(line, number, path))
+                whole += len(line)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _Found(records, whole, 0)
 
 
 def _decode(line: bytes, number: int, path: Path) -> Record:
     try:
-        record: Any = json.loads(line)
+        return decode(line)
     except ValueError as error:
         raise _damaged(path, number, f"{line[:60]!r} ({error})") from error
-    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
-        raise _damaged(path, number, repr(line[:60]))
-    return record
-
-
-def _encode(record: Record) -> bytes:
-    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def _make_folder(folder: Path) -> None:

@@ -34,6 +34,9 @@ class Memory(Storage):
     def append(self, *records: Record) -> None:
         self._records.extend(records)
 
+    def sync(self) -> None:
+        pass
+
     def write_file(self, number: int, name: str, data: bytes) -> None:
         self._files[number, name] = data
 

@@ -31,7 +31,7 @@ from tests.acceptance.driving import (
 EVENTS_PER_TRIAL = 30
 EVENTS_PER_ARTIFACT = 8
 OBJECTIVES = {"latency": nas.Latency, "quality": nas.Quality}
-POPULATION = {"random": (), "nsga2": ("--population", "4"), "regularized_evolution": ("--population", "4")}
+POPULATION = {"nsga2": ("--population", "4"), "regularized_evolution": ("--population", "4")}
 
 
 def kill_and_restart(
@@ -139,7 +139,7 @@ def check_nothing_twice(folder: Path, trials: int) -> None:
 
 def check_killed_search(folder: Path, strategy: str, *options: str, trials: int, kills: int, seed: int) -> Counter[str]:
     space = write_space(folder)
-    options = ("--strategy", strategy, *POPULATION[strategy], *options, "--quiet")
+    options = ("--strategy", strategy, *POPULATION.get(strategy, ()), *options, "--quiet")
     whole, broken = folder / "whole", folder / "broken"
     assert exit_code(search_arguments(space, whole, *options, trials=trials)) == 0
     artifacts = len(load_study(whole).pareto_front())

@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 
 from ir.errors import StorageError
+from nas.executors.base import Job
+from nas.search import open_study
 from nas.storages import journal as journal_module
 from nas.storages.journal import Journal, has_journal, read_journal
+from nas.testing.spaces import Grid
 
 RECORDS = [
     {"event": "study", "format": 1},
@@ -204,3 +208,82 @@ def test_journal_writes_no_value_that_json_cannot_hold(folder):
         journal.append({"event": "finished", "value": float("inf")})
     journal.close()
     assert reopened(folder)[0] == RECORDS
+
+
+def test_study_cut_at_every_byte_of_its_last_record_loses_at_most_that_and_says_so(tmp_path):
+    """Whether a proposal or a result is torn, the study opens, tells, and goes on to the same journal."""
+    study = open_study(Grid((4, 4)), objectives=[len_of], storage=tmp_path, strategy="random")
+    study.run(3)
+    study.ask()
+    study.close()
+    path = tmp_path / "journal.jsonl"
+    proposed = path.read_bytes()
+    ended = proposed[: proposed[:-1].rfind(b"\n") + 1]
+    for whole, states in ((proposed, ["finished"] * 3), (ended, ["finished"] * 2 + ["running"])):
+        start = whole[:-1].rfind(b"\n") + 1
+        for size in range(start, len(whole)):
+            path.write_bytes(whole[:size])
+            with open_study(Grid((4, 4)), objectives=[len_of], storage=tmp_path, strategy="random") as again:
+                assert [trial.state for trial in again.trials] == states
+                assert [f"cut short ({size - start} bytes)" in notice for notice in again.notices] == [True] * (
+                    size > start
+                )
+            assert path.read_bytes() == whole[:start]
+
+
+def len_of(point):
+    return float(sum(point.choices))
+
+
+@pytest.fixture
+def syncs(monkeypatch):
+    """Count what is synced, on a clock that stands still: nothing is synced for being late."""
+    counted = []
+    fsync = os.fsync
+    monkeypatch.setattr(journal_module.os, "fsync", lambda descriptor: (counted.append(descriptor), fsync(descriptor)))
+    monkeypatch.setattr(journal_module.time, "monotonic", lambda: 1000.0)
+    return counted
+
+
+def test_ended_trials_are_on_the_disk_before_the_next_is_asked(tmp_path, syncs):
+    """Results that come together share one sync, and no trial begins before it."""
+    study = open_study(Grid((8, 8)), objectives=[len_of], storage=tmp_path, strategy="random")
+    trials = [trial for trial in (study.ask() for _ in range(8)) if trial is not None]
+    study.storage.sync()
+    before = len(syncs)
+    for trial in trials:
+        study.tell(trial.number, study.evaluator(Job(trial.number, trial.architecture)))
+    assert len(syncs) == before
+    study.ask()
+    assert len(syncs) == before + 1
+    study.close()
+    assert len(syncs) == before + 2, "the proposal"
+    study.close()
+    assert len(syncs) == before + 2
+
+
+def test_record_is_synced_at_once_when_the_last_sync_is_long_ago(folder, monkeypatch, syncs):
+    """Trials that take seconds do not wait for the next one to be safe."""
+    journal = Journal(folder)
+    journal.append({"event": "a"})
+    before = len(syncs)
+    journal.append({"event": "b"})
+    assert len(syncs) == before
+    monkeypatch.setattr(journal_module.time, "monotonic", lambda: 1001.0)
+    journal.append({"event": "c"})
+    assert len(syncs) == before + 1
+    journal.close()
+
+
+def test_architecture_is_packed_until_it_is_read(tmp_path):
+    """A journal gives architectures back as they were, equal to dictionaries; a damaged one is refused at once."""
+    record = {"event": "trial", "trial": 0, "hash": "a", "architecture": {"x": [1, {"y": None}]}, "time": 1.5}
+    with_records(tmp_path, [record])
+    (read,) = read_journal(tmp_path)
+    assert read == record == read
+    assert json.loads(json.dumps(dict(read["architecture"]))) == record["architecture"]
+    assert type(pickle.loads(pickle.dumps(read["architecture"]))) is dict
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"y":null}', b'{"y":}'))
+    with pytest.raises(StorageError, match=r"journal\.jsonl:1"):
+        read_journal(tmp_path)

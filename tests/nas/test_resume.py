@@ -29,7 +29,11 @@ def quality(point):
     time.sleep(0.004)
     return error(point)
 
-options = {"nsga2": {"population": 10}, "regularized_evolution": {"population": 10, "tournament": 3, "batch": 5}}
+options = {
+    "nsga2": {"population": 10},
+    "regularized_evolution": {"population": 10, "tournament": 3, "batch": 5},
+    "predictor_guided": {"batch": 16, "children": 16, "generations": 1},
+}
 strategy = base.get(sys.argv[2], **options.get(sys.argv[2], {}))
 search(Grid((8,) * 6), objectives=[quality, cost], strategy=strategy, budget=int(sys.argv[3]), seed=5,
        storage=sys.argv[1])
