@@ -22,13 +22,13 @@ from nas.objectives.quality import Quality
 from nas.objectives.recorded import Recorded
 from nas.objectives.state_bytes import StateBytes
 from nas.proposals import Hash, hash_encoded
-from nas.settings import describe_settings
+from nas.settings import check_header, describe_settings
 from nas.storages.base import Storage
 from nas.storages.journal import Journal, read_journal
 from nas.storages.memory import Memory
 from nas.strategies import base as strategies
 from nas.strategies.base import Strategy
-from nas.study import Study, check_header
+from nas.study import Study
 
 if TYPE_CHECKING:
     from codegen.targets.base import Target
@@ -44,7 +44,7 @@ def search(
     target: str | Target = "cpu",
     objectives: Sequence[AnyObjective] | None = None,
     constraints: Iterable[Objective] = (),
-    strategy: str | Strategy = "nsga2",
+    strategy: str | Strategy = "predictor_guided",
     budget: int | Budget = DEFAULT_TRIALS,
     executor: str | Executor = "serial",
     storage: str | Path | Storage | None = None,
@@ -102,7 +102,7 @@ def open_study(
     target: str | Target = "cpu",
     objectives: Sequence[AnyObjective] | None = None,
     constraints: Iterable[Objective] = (),
-    strategy: str | Strategy = "nsga2",
+    strategy: str | Strategy = "predictor_guided",
     storage: str | Path | Storage | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -121,9 +121,9 @@ def open_study(
     wanted = [as_objective(objective) for objective in ([Quality(), Latency()] if objectives is None else objectives)]
     demanded = [*space_constraints(space), *constraints]
     if any(item.needs_task for item in (*wanted, *demanded)) or isinstance(task, str):
-        task = _resolve_task(task, space)
+        task = resolve_task(task, space)
     task = None if isinstance(task, str) else task
-    wanted = [_with_suggestions(objective, space, task) for objective in wanted]
+    wanted = [with_suggestions(objective, space, task) for objective in wanted]
     evaluator = Evaluator(Goals.of(wanted, demanded, task), task, target, threads, seed)
     if any(metric.source == "measured" and metric.needs_task for metric in evaluator.goals.metrics):
         evaluator.context(None).resolve_target()
@@ -211,8 +211,12 @@ def _resolve_space(space: Any) -> Any:
     return load_space(space)
 
 
-def _resolve_task(task: str | Task | None, space: Any) -> Task:
-    """Return a task; its data and length are the space's where the task is the space's own."""
+def resolve_task(task: str | Task | None, space: Any) -> Task:
+    """Return a task; its data and length are the space's where the task is the space's own.
+
+    Raises:
+        InputError: There is none, or no such task.
+    """
     from nas import tasks
 
     if task is not None and not isinstance(task, str):
@@ -226,7 +230,7 @@ def _resolve_task(task: str | Task | None, space: Any) -> Task:
     return tasks.get(name, data=getattr(space, "data", None) if name == own else None, **options)
 
 
-def _with_suggestions(objective: Objective, space: Any, task: Task | None) -> Objective:
+def with_suggestions(objective: Objective, space: Any, task: Task | None) -> Objective:
     """Return the objective with the space's training settings where the user gave none."""
     suggested = getattr(space, "training", None)
     if not isinstance(objective, Quality) or suggested is None or task is None:

@@ -11,9 +11,11 @@ import typer
 from ir.errors import InputError, did_you_mean
 from nas.cli.options import Json, TargetName, Threads
 from nas.cli.output import Output, console, make_table, output, program
+from nas.cli.search_supernet import prepare_supernet
 
 if TYPE_CHECKING:
     from nas.budget import Budget
+    from nas.cli.search_supernet import SupernetSearch
     from nas.executors.base import Executor
     from nas.objectives.base import Objective
     from nas.strategies.base import Strategy
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from nas.trial import Trial
 
 DEFAULT_TRIALS = 32
+DEFAULT_STRATEGY = "predictor_guided"
 _CONSTRAINT = re.compile(r"\s*([A-Za-z_]+)\s*(<=|>=)\s*(\S+)\s*")
 
 
@@ -38,7 +41,7 @@ def search(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; one that holds this study is resumed. By default runs/NAME.")
     ] = None,
-    strategy: Annotated[str, typer.Option(help="What proposes; `nas list strategies`.")] = "nsga2",
+    strategy: Annotated[str, typer.Option(help="What proposes; `nas list strategies`.")] = DEFAULT_STRATEGY,
     population: Annotated[int | None, typer.Option(min=2, help="Population of an evolutionary strategy.")] = None,
     executor: Annotated[str, typer.Option(help="Where trials run: serial, or ray.")] = "serial",
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at once, with --executor ray.")] = None,
@@ -48,6 +51,16 @@ def search(
     steps: Annotated[int | None, typer.Option(min=1, help="Train for this many updates.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Train on this many tokens.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Train for this long; does not repeat exactly.")] = None,
+    quality: Annotated[
+        str,
+        typer.Option(help="Where quality comes from: trained (every trial), or supernet (shared weights, audited)."),
+    ] = "trained",
+    supernet_steps: Annotated[
+        int | None, typer.Option(min=1, help="Updates of the supernet; three times those of a model when omitted.")
+    ] = None,
+    least_tau: Annotated[
+        float | None, typer.Option(help="Kendall tau with trained anchors below which a supernet may not rank.")
+    ] = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(help="quality, latency, params, flops or state_bytes; repeat it. By default the first two."),
@@ -76,19 +89,35 @@ def search(
         if ship:
             resolve_target(target, threads)  # what would end the shipping is said before anything is trained
         folder = out if out is not None else Path("runs") / loaded.name
+        objectives = [make_objective(name, training, batch) for name in dict.fromkeys(names)]
+        constraints = [parse_constraint(text) for text in constraint or ()]
+        supernet = prepare_supernet(
+            quality,
+            loaded,
+            folder,
+            objectives,
+            constraints,
+            seed=seed,
+            steps=supernet_steps,
+            threshold=least_tau,
+            threads=threads,
+            quiet=quiet,
+        )
+        if supernet is not None:
+            objectives, constraints = supernet.judged(objectives, constraints)
         study = open_study(
             loaded,
             target=target,
-            objectives=[make_objective(name, training, batch) for name in dict.fromkeys(names)],
-            constraints=[parse_constraint(text) for text in constraint or ()],
+            objectives=objectives,
+            constraints=constraints,
             strategy=_strategy(strategy, population),
             storage=folder,
             seed=seed,
             threads=threads,
         )
         with study:
-            _run(study, budget, chosen, quiet=quiet, shipping=ship)
-        _show_result(study, out_stream)
+            _run(study, budget, chosen, quiet=quiet, shipping=ship, supernet=supernet)
+        _show_result(study, out_stream, supernet)
 
 
 def make_objective(name: str, training: dict[str, Any], batch: int = 1) -> Objective:
@@ -116,7 +145,7 @@ def objective_names() -> tuple[str, ...]:
     """Return the objectives that a name alone stands for."""
     from nas.objectives.base import REGISTRY
 
-    return tuple(name for name in REGISTRY.names() if name not in ("custom", "recorded"))
+    return tuple(name for name in REGISTRY.names() if name not in ("custom", "recorded", "supernet_quality"))
 
 
 def parse_constraint(text: str) -> Objective:
@@ -196,14 +225,24 @@ def _load_space(path_or_name: str, data: Path | None) -> Any:
     return loaded if data is None else replace(loaded, data=str(data.expanduser().absolute()))
 
 
-def _run(study: Study, budget: Budget, executor: Executor, *, quiet: bool, shipping: bool) -> None:
-    """Run the study and ship its front, with progress on stderr."""
+def _run(
+    study: Study,
+    budget: Budget,
+    executor: Executor,
+    *,
+    quiet: bool,
+    shipping: bool,
+    supernet: SupernetSearch | None = None,
+) -> None:
+    """Run the study, train what a supernet ranked first, and ship the front, with progress on stderr."""
     from nas.callbacks import Callback
     from nas.progress import SearchProgress, ShippingProgress
     from nas.ship import ship
 
     screen = console(stderr=True)
     study.run(budget, executor=executor, callbacks=[] if quiet else [SearchProgress(screen, budget)])
+    if supernet is not None:
+        supernet.finish(study)
     if not shipping:
         return
     listener = Callback() if quiet else ShippingProgress(screen)
@@ -214,7 +253,7 @@ def _run(study: Study, budget: Budget, executor: Executor, *, quiet: bool, shipp
             listener.close()
 
 
-def _show_result(study: Study, out: Output) -> None:
+def _show_result(study: Study, out: Output, supernet: SupernetSearch | None = None) -> None:
     """Print the front as a table, where the artifacts are, and what to type next; and as JSON."""
     from nas.summary import artifact_path, format_value, result_json, yardstick
 
@@ -223,6 +262,7 @@ def _show_result(study: Study, out: Output) -> None:
         out.text(*_explain_empty(study))
     else:
         out.table(front_table(study, front))
+    out.text(*(supernet.lines(study) if supernet is not None else ()))
     found = yardstick(study) if front and any(m.source == "trained" for m in study.goals.metrics) else None
     if found is not None:
         scores = [("chance", found.chance), *found.baselines.items()]
@@ -232,13 +272,13 @@ def _show_result(study: Study, out: Output) -> None:
         out.text(scale, *_losers(study, front, found), "")
     paths = [path for path in (artifact_path(study, trial) for trial in front) if path is not None]
     if paths:
-        trained = any(metric.source == "trained" for metric in study.goals.metrics)
+        trained = supernet is not None or any(metric.source == "trained" for metric in study.goals.metrics)
         heading = "Artifacts:" if trained else "Artifacts, untrained because quality is no objective:"
         out.text(heading, *(f"  {path}" for path in paths), "")
     if front:
         out.text("Next:", *(f"  {command}" for command in _next_commands(study, bool(paths))))
     if out.json:
-        out.data(result_json(study))
+        out.data(result_json(study) | (supernet.describe(study) if supernet is not None else {}))
 
 
 def _losers(study: Study, front: tuple[Trial, ...], found: Yardstick) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from ir.errors import InputError, NonFiniteLoss
@@ -87,7 +88,7 @@ def fit(
         NonFiniteLoss: The loss or the gradient is NaN or infinite; names the step.
     """
     rng = np.random.default_rng([require_seed(seed), _DATA_STREAM])
-    optimizer = _make_optimizer(module, options)
+    optimizer = make_optimizer(module.named_parameters(), options)
     history = _History()
     start = clock()
     module.train()
@@ -119,7 +120,7 @@ def make_predictor(module: torch.nn.Module, task: Task) -> Predict:
 
     def predict(inputs: Mapping[str, Array]) -> Array:
         with torch.inference_mode():
-            return module(**_tensors(inputs))[task.signature.output_name].numpy()
+            return module(**as_tensors(inputs))[task.signature.output_name].numpy()
 
     return predict
 
@@ -178,8 +179,17 @@ def decays(name: str, dimensions: int) -> bool:
     return dimensions >= 2 and not _UNDECAYED & set(re.split(r"[^a-z]+", name.lower()))
 
 
-def _make_optimizer(module: torch.nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    trainable = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
+def make_optimizer(weights: Iterable[tuple[str, nn.Parameter]], options: TrainOptions) -> torch.optim.AdamW:
+    """Make AdamW for weights by name, which decides what decays.
+
+    Args:
+        weights: Names and weights; those that need no gradient are left out.
+        options: Its settings.
+
+    Returns:
+        The optimiser; its learning rate is the peak.
+    """
+    trainable = [(name, weight) for name, weight in weights if weight.requires_grad]
     groups = [
         {
             "params": [weight for name, weight in trainable if decays(name, weight.ndim) is decayed],
@@ -211,27 +221,29 @@ def _pace(total: int | None, seconds: float | None, clock: Clock) -> Iterator[tu
 def _update(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, task: Task, batch: Batch, grad_clip: float, step: int
 ) -> float:
-    output = module(**_tensors(batch.inputs))[task.signature.output_name]
-    loss = _loss(task, output, torch.from_numpy(batch.targets))
+    output = module(**as_tensors(batch.inputs))[task.signature.output_name]
+    loss = task_loss(task, output, torch.from_numpy(batch.targets))
     value = loss.item()
     if not math.isfinite(value):
-        raise _non_finite("loss", value, step)
+        raise non_finite_loss("loss", value, step)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(module.parameters(), grad_clip).item()
     if not math.isfinite(norm):
-        raise _non_finite("gradient", norm, step)
+        raise non_finite_loss("gradient", norm, step)
     optimizer.step()
     return value
 
 
-def _loss(task: Task, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def task_loss(task: Task, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What training on a task minimises, the mean over a batch: cross entropy in nats, or the squared error."""
     if task.loss_kind == "mse":
         return functional.mse_loss(output, targets)
     return functional.cross_entropy(output.flatten(0, -2), targets.flatten().long(), ignore_index=IGNORED_TARGET)
 
 
-def _non_finite(what: str, found: float, step: int) -> NonFiniteLoss:
+def non_finite_loss(what: str, found: float, step: int) -> NonFiniteLoss:
+    """Return the error that says what of training became NaN or infinite, and when."""
     return NonFiniteLoss(
         f"the training {what} became {found} at step {step}",
         where=f"step {step}",
@@ -241,7 +253,8 @@ def _non_finite(what: str, found: float, step: int) -> NonFiniteLoss:
     )
 
 
-def _tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+def as_tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    """Return arrays by name as tensors; they share memory where they can."""
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
