@@ -75,8 +75,8 @@ def compile_graph(
 
     Raises:
         CompileError: A node has no kernel, or code generation failed.
-        VerificationError: Without Strassen's algorithm too the outputs differ from torch, which rounds alike, by more than `TOLERANCES` allow, or are
-            not finite.
+        VerificationError: The outputs differ from torch, which rounds alike, by more than `TOLERANCES` allow, without
+            Strassen's algorithm too, or are not finite.
         KernelCrash: The generated code ended its process.
         KernelTimeout: It took longer than `TIMEOUT_S`.
     """

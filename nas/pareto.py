@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Losses: TypeAlias = NDArray[np.float64]
 
+# Points that estimate a volume: a standard error of at most 0.4 % of the box.
+_GAIN_POINTS = 16_384
+
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     """Tell whether `a` is no worse than `b` in every loss and better in one."""
@@ -122,3 +125,41 @@ def hypervolume(losses: Losses, reference: Sequence[float] | Losses) -> float:
         if thickness > 0:
             volume += thickness * hypervolume(inside[: row + 1, :-1], corner[:-1])
     return volume
+
+
+def hypervolume_gains(candidates: Losses, losses: Losses, reference: Sequence[float] | Losses) -> Losses:
+    """Measure what each candidate alone would add to a hypervolume.
+
+    Exact for one and two objectives; for more it is estimated from 16,384 points drawn by a fixed generator.
+
+    Args:
+        candidates: `[candidates, objectives]`.
+        losses: `[rows, objectives]` that are there already.
+        reference: One value per objective.
+
+    Returns:
+        Added volume per candidate.
+    """
+    corner = np.asarray(reference, dtype=np.float64)
+    inside = losses[np.all(losses < corner, axis=1)]
+    front = np.unique(inside[non_dominated(inside)], axis=0)
+    if len(corner) == 1:
+        best = front[0, 0] if len(front) else corner[0]
+        return np.maximum(best - candidates[:, 0], 0.0)
+    if len(corner) == 2:
+        # Between two neighbours of the front the free region is as high as the left one.
+        edges = np.concatenate([[-np.inf], front[:, 0], corner[:1]])
+        tops = np.concatenate([corner[1:], front[:, 1]])
+        widths = np.maximum(edges[1:] - np.maximum(edges[:-1], candidates[:, :1]), 0.0)
+        return np.sum(widths * np.maximum(tops - candidates[:, 1:], 0.0), axis=1)
+    return _estimate_gains(candidates, front, corner)
+
+
+def _estimate_gains(candidates: Losses, front: Losses, corner: Losses) -> Losses:
+    """Count the points of the box around everything that a candidate dominates and the front does not."""
+    low = np.minimum(np.concatenate([candidates, front]).min(axis=0, initial=np.inf), corner)
+    points = low + (corner - low) * np.random.default_rng(0).random((_GAIN_POINTS, len(corner)))
+    for row in front:
+        points = points[~np.all(points >= row, axis=1)]
+    counts = np.array([np.count_nonzero(np.all(points >= row, axis=1)) for row in candidates], dtype=np.float64)
+    return counts * float(np.prod(corner - low)) / _GAIN_POINTS

@@ -8,13 +8,19 @@ import pytest
 from ir.errors import InputError
 from nas import pareto
 from nas.strategies import base
+from nas.strategies.local_search import LocalSearch
 from nas.strategies.nsga2 import NSGA2
+from nas.strategies.predictor_guided import PredictorGuided
 from nas.strategies.random import Random
 from nas.strategies.regularized_evolution import RegularizedEvolution
 from nas.testing import strategies as suite
 from nas.trial import Quantity, Trial
 
-SMALL = {"nsga2": {"population": 16}, "regularized_evolution": {"population": 16, "tournament": 4, "batch": 4}}
+SMALL = {
+    "nsga2": {"population": 16},
+    "regularized_evolution": {"population": 16, "tournament": 4, "batch": 4},
+    "predictor_guided": {"initial": 24, "batch": 24, "population": 8, "children": 32, "generations": 2},
+}
 
 
 @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
@@ -26,7 +32,13 @@ def test_strategy_conforms(name, check):
 
 def test_registry_lists_files_and_names_classes():
     """File stem, registry key and class go together."""
-    assert set(base.REGISTRY.names()) == {"random", "regularized_evolution", "nsga2"}
+    assert set(base.REGISTRY.names()) == {
+        "random",
+        "regularized_evolution",
+        "nsga2",
+        "local_search",
+        "predictor_guided",
+    }
     assert base.REGISTRY.get("nsga2") is NSGA2
     assert base.REGISTRY.name_of(RegularizedEvolution) == "regularized_evolution"
 
@@ -70,6 +82,10 @@ def test_registry_refuses_a_duplicate_name_and_names_both(monkeypatch):
         lambda: NSGA2(batch=0),
         lambda: RegularizedEvolution(population=4, tournament=5),
         lambda: RegularizedEvolution(tournament=0),
+        lambda: LocalSearch(batch=0),
+        lambda: LocalSearch(restart_probability=1.5),
+        lambda: PredictorGuided(batch=0),
+        lambda: PredictorGuided(initial=1),
     ],
 )
 def test_strategy_options_out_of_range_are_refused(make):
@@ -129,7 +145,7 @@ def test_nsga2_keeps_the_best_however_old():
     assert parents == {0, 1}
 
 
-@pytest.mark.parametrize("name", ["regularized_evolution", "nsga2"])
+@pytest.mark.parametrize("name", ["regularized_evolution", "nsga2", "local_search", "predictor_guided"])
 def test_evolution_beats_random_search(name):
     """On a smooth problem selection pays: more volume than random search over the same seeds."""
 
@@ -142,4 +158,4 @@ def test_evolution_beats_random_search(name):
             volumes.append(pareto.hypervolume(losses, (300.0, 150.0)))
         return float(np.mean(volumes))
 
-    assert mean_volume(lambda: base.get(name, **SMALL[name])) > mean_volume(Random)
+    assert mean_volume(lambda: base.get(name, **SMALL.get(name, {}))) > mean_volume(Random)

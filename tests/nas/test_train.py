@@ -404,7 +404,7 @@ def test_train_options_refuse_bad_settings(setting: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_train_options_have_defaults_for_every_task(name: str) -> None:
-    """Whatever the modality, a batch is of a size that trains quickly on a small machine: pixels of videos in patches."""
+    """Whatever the modality, a batch trains quickly on a small machine: 64 pixels of a video are a token."""
     signature = tasks.get(name).signature
     options = TrainOptions.for_signature(signature)
     assert 4 <= options.batch_size <= 64

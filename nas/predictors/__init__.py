@@ -1,0 +1,1 @@
+"""Predictors: estimate what an architecture would score, with error bars, from those that were evaluated."""
