@@ -18,12 +18,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import platform
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from codegen import container, machine
 from codegen.container import DIGEST_CHARACTERS, DTYPES, FORMAT_VERSION, TensorSpec
 from codegen.targets.base import Target
 from ir.errors import CompileError, StorageError
+from ir.files import replace_file
 
 # The expected outputs come from the same library, so this only allows for another processor of the same kind.
 SELF_TEST_TOLERANCE = 1e-5
@@ -248,17 +246,8 @@ def _zip(members: Mapping[str, bytes]) -> bytes:
 
 
 def _replace_file(path: Path, data: bytes) -> Path:
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        replace_file(path, data)
     except OSError as error:
         raise StorageError(
             "cannot write the artifact",
@@ -266,16 +255,4 @@ def _replace_file(path: Path, data: bytes) -> Path:
             found=error.strerror,
             hint="free some space, or choose a folder that can be written with -o",
         ) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
     return path
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any, Final
 import ir
 from codegen import machine
 from codegen.targets.base import Target
+from ir.files import replace_file
 
 LARGEST_BYTES: Final = 512 * 1024 * 1024
 """Bound on a folder; a library of a dozen kernels takes 200 KB."""
@@ -91,20 +91,9 @@ class LibraryCache:
 
         A folder that cannot be written, or a full disk, is no error: the library is compiled again next time.
         """
-        temporary: str | None = None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{key}.", suffix=_TEMPORARY, dir=self.folder)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(library).digest() + library)
-            os.replace(temporary, self._path(key))
+        with suppress(OSError):
+            replace_file(self._path(key), hashlib.sha256(library).digest() + library)
             self._trim()
-        except OSError:
-            return
-        finally:
-            if temporary is not None:
-                with suppress(OSError):
-                    os.unlink(temporary)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ir.errors import StorageError
+from ir.files import replace_file
 
 FILE_NAME = "bench.json"
 
@@ -39,9 +40,7 @@ def keep_result(folder: Path, result: Mapping[str, Any]) -> None:
     older = next((item["results"] for item in kept if is_same(item)), {})
     merged = [item for item in kept if not is_same(item)] + [{**result, "results": {**older, **result["results"]}}]
     path = folder / FILE_NAME
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(merged, indent=1), encoding="utf-8")
-        partial.replace(path)
+        replace_file(path, json.dumps(merged, indent=1).encode())
     except OSError as error:
         raise StorageError("cannot keep the results", where=str(path), found=error.strerror) from error

@@ -404,6 +404,7 @@ class PublishedSection(_Section):
     """What a paper or its code says of the one architecture that a space holds.
 
     `macs` are multiply-adds of matrix products, convolutions and attention, which most papers print as FLOPs.
+    `deviation` says by which share of a printed number the architecture differs from it, and `note` why.
     """
 
     paper: str
@@ -412,6 +413,19 @@ class PublishedSection(_Section):
     macs: Annotated[float, Field(gt=0)] | None = None
     source: str
     note: str = ""
+    deviation: dict[Literal["params", "macs"], float] = {}
+
+    @model_validator(mode="after")
+    def _explain_deviations(self) -> PublishedSection:
+        if self.deviation and not self.note:
+            raise violation(
+                "a deviation without a reason",
+                expected="`note`, which says why the model is not what is printed",
+                found="none",
+                hint="add a note, or remove the deviation",
+                key="deviation",
+            )
+        return self
 
 
 class Bound(_Section):

@@ -90,6 +90,7 @@ class Published:
         macs: Multiply-adds of products, convolutions and attention, which most papers print as FLOPs.
         source: Where the two numbers stand.
         note: What is to be said about them.
+        deviation: By which share of a printed number, `params` or `macs`, this architecture differs from it.
     """
 
     paper: str
@@ -98,6 +99,7 @@ class Published:
     macs: float | None
     source: str
     note: str
+    deviation: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,7 +99,8 @@ def list_zoo() -> list[dict[str, Any]]:
                 "parts": part_names(architecture.model, signature),
                 "params": cost.params,
                 "macs": cost.macs,
-                "published": {"params": published.params, "macs": published.macs, "source": published.source},
+                "published": {"params": published.params, "macs": published.macs, "source": published.source}
+                | {"deviation": dict(published.deviation)},
                 "note": published.note,
                 "checks": check_names(architecture, signature),
                 "paper": published.paper,

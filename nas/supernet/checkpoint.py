@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ir.errors import InputError, StorageError
+from ir.files import replace_file
 from ir.types import Axis, axes_shape
 from nas.supernet.module import Supernet
 from nas.supernet.store import ParameterStore, Slot
@@ -65,23 +63,10 @@ def write_checkpoint(
     metadata = {"format": str(FORMAT_VERSION), "step": str(step), "slots": json.dumps(slots)}
     metadata["settings"] = json.dumps(settings, sort_keys=True)
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
+        replace_file(path, data)
     except OSError as error:
         raise StorageError("the supernet cannot be written", where=str(path), found=str(error.strerror)) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -58,7 +58,8 @@ def _targets(space: Space) -> Iterator[Choices]:
     """Give what has to occur: choices of one kind of component in every other place that offers it."""
     groups: dict[tuple[str, ...], list[Place]] = {}
     for _, place in space.tree.places(space.tree.largest_depths):
-        groups.setdefault((place.path.split("[")[0], *place.component.values), []).append(place)  # type: ignore[arg-type]
+        names = (place.path.split("[")[0], *map(str, place.component.values))
+        groups.setdefault(names, []).append(place)
     norms = [target for names, places in groups.items() if names[0] == "model.norm" for target in _fill(places)]
     for names, places in groups.items():
         for turn in range(min(2, len(places))):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ir.errors import InputError, StorageError
+from ir.files import replace_file
 from nas.evaluate import Evaluator
 from nas.goals import Goals
 from nas.objectives.base import Objective
@@ -193,10 +193,8 @@ class _Kept:
 
     def write(self, alone: Sequence[float]) -> None:
         text = json.dumps({"asked": self.asked, "alone": list(alone)})
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.path)
+            replace_file(self.path, text.encode())
         except OSError as error:
             raise StorageError(
                 "the audit cannot be written", where=str(self.path), found=str(error.strerror)

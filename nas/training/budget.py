@@ -138,11 +138,11 @@ def learning_rate_factor(fraction: float, *, warmup: float, final_fraction: floa
 
 def _require_number(where: str, value: object, *, integer: bool) -> None:
     expected = "a positive integer" if integer else "a positive finite number"
-    kinds = (int,) if integer else (int, float)
-    if type(value) not in kinds or not (0 < value < math.inf):  # type: ignore[operator]
+    kinds = int if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
         raise InputError("bad training setting", where=where, expected=expected, found=repr(value))
 
 
 def _require_fraction(where: str, value: object) -> None:
-    if type(value) not in (int, float) or not 0 <= value < 1:  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise InputError("bad training setting", where=where, expected="at least 0 and below 1", found=repr(value))

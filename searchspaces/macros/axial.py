@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isqrt
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ir.builder import Tensor
 from ir.component import option
@@ -12,7 +12,6 @@ from ir.errors import InputError
 from searchspaces.macros.staged import Assembly, NumberedLayer, Place, Staged
 
 if TYPE_CHECKING:
-    from ir.graph import Graph
     from searchspaces.architecture import ModelConfig
     from searchspaces.signature import Signature
 
@@ -32,17 +31,7 @@ class Axial(Staged):
 
     axes: str = option("TSST", doc="Axes of the layers in turn: T time, S space, F full.")
 
-    def build_model(
-        self,
-        model: ModelConfig,
-        signature: Signature,
-        *,
-        batch: int = 1,
-        seq_len: int | None = None,
-        mode: Literal["forward", "step"] = "forward",
-        max_len: int | None = None,
-        expanded: bool = True,
-    ) -> Graph:
+    def require_fit(self, model: ModelConfig, signature: Signature) -> None:
         if not self.axes or set(self.axes) - set("TSF"):
             raise InputError(
                 "bad axes of the macro axial",
@@ -54,9 +43,6 @@ class Axial(Staged):
         if signature.modality != "video" or len(model.stages) != 1 or reduced:
             expected = "a video, one stage and no reducer"
             raise InputError("the macro axial cannot build this model", where="macro", expected=expected)
-        return super().build_model(
-            model, signature, batch=batch, seq_len=seq_len, mode=mode, max_len=max_len, expanded=expanded
-        )
 
     def run_layers(self, assembly: Assembly, x: Tensor, layers: Sequence[NumberedLayer], place: Place) -> Tensor:
         b, frames = assembly.b, assembly.signature.seq_len

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ir.builder import Tensor
 from ir.component import option
@@ -12,7 +12,6 @@ from ir.errors import InputError
 from searchspaces.macros.staged import Assembly, NumberedLayer, Place, Staged
 
 if TYPE_CHECKING:
-    from ir.graph import Graph
     from searchspaces.architecture import ModelConfig
     from searchspaces.signature import Signature
 
@@ -35,17 +34,7 @@ class Looped(Staged):
     times: int = option(4, minimum=1, maximum=1024, doc="Turns of the loop.")
     inject: bool = option(False, doc="Add the loop's input to that of every later turn.")
 
-    def build_model(
-        self,
-        model: ModelConfig,
-        signature: Signature,
-        *,
-        batch: int = 1,
-        seq_len: int | None = None,
-        mode: Literal["forward", "step"] = "forward",
-        max_len: int | None = None,
-        expanded: bool = True,
-    ) -> Graph:
+    def require_fit(self, model: ModelConfig, signature: Signature) -> None:
         least = self.pre + self.post + 1
         if len(model.stages) != 1 or model.depth < least:
             raise InputError(
@@ -54,9 +43,6 @@ class Looped(Staged):
                 expected=f"one stage of {least} layers or more: {self.pre} before, {self.post} after, 1 in the loop",
                 found=f"{len(model.stages)} stages of {model.depth} layers",
             )
-        return super().build_model(
-            model, signature, batch=batch, seq_len=seq_len, mode=mode, max_len=max_len, expanded=expanded
-        )
 
     def run_layers(self, assembly: Assembly, x: Tensor, layers: Sequence[NumberedLayer], place: Place) -> Tensor:
         stop = len(layers) - self.post

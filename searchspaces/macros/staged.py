@@ -59,6 +59,7 @@ class Staged(Macro):
         max_len: int | None = None,
         expanded: bool = True,
     ) -> Graph:
+        self.require_fit(model, signature)
         if batch < 1:
             raise InputError("the batch is not positive", where="batch", found=str(batch))
         if self.normalise != "none" and signature.modality != "series":
@@ -76,6 +77,9 @@ class Staged(Macro):
                 found=f"{'causal' if model.causal else 'bidirectional'}, {signature.output}",
             )
         return assembly.step(batch, max_len or signature.seq_len)
+
+    def require_fit(self, model: ModelConfig, signature: Signature) -> None:
+        """Raise an InputError for a model that this macro cannot build; here none."""
 
     def run_layers(self, assembly: Assembly, x: Tensor, layers: Sequence[NumberedLayer], place: Place) -> Tensor:
         """The layers of one stage, each with its number in the model."""

@@ -28,6 +28,9 @@ SMALL = {
 }
 
 
+DEVIATIONS = ({}, {"params": -0.02}, {"params": 0.02}, {"params": -0.02, "macs": 0.05})
+
+
 def small(folder: Path, **published: Any) -> Path:
     """A space of one small model, with other published numbers."""
     path = folder / "small.yaml"
@@ -51,15 +54,16 @@ def test_small_model_passes_every_check(tmp_path: Path):
     assert 0 < (compiled.figure or 0) < 1e-4
 
 
-def test_wrong_published_number_fails_unless_a_note_says_why(tmp_path: Path):
-    """2 percent off is no rounding; a sentence makes it a known difference."""
+def test_wrong_published_number_fails_unless_it_is_declared(tmp_path: Path):
+    """2 percent off is no rounding, and a sentence alone excuses nothing: the difference must be the one declared."""
     true = actual(tmp_path)
     report = check_zoo(str(small(tmp_path, params=int(true["params"] * 1.02), macs=true["macs"])))
     failed = [finding for finding in report.findings if not finding.passed]
     assert [finding.check for finding in failed] == ["published_params"]
     assert f"{true['params']}" in failed[0].note
-    noted = small(tmp_path, params=int(true["params"] * 1.02), macs=true["macs"], note="the paper counts a bias")
-    assert check_zoo(str(noted)).passed
+    wrong = {**true, "params": int(true["params"] * 1.02), "note": "the paper counts a bias"}
+    passed = [check_zoo(str(small(tmp_path, **wrong, deviation=deviation))).passed for deviation in DEVIATIONS]
+    assert passed == [False, True, False, False]
 
 
 def test_search_space_is_no_published_architecture():
