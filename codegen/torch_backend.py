@@ -30,6 +30,7 @@ from ir.ops import shape as sh
 from ir.ops import sorting as so
 from ir.ops import spectral as sp
 from ir.ops.structure import Constant, Input, Parameter
+from ir.passes.unroll_loops import UnrollLoops
 from ir.types import TensorType
 
 Row = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -398,6 +399,7 @@ def to_module(
     Raises:
         GraphError: A component node is left, or a parameter value is missing or has another shape.
     """
+    graph = UnrollLoops()(graph)
     values: Mapping[str, Any] = initialize(graph, seed) if params is None else params
     for name, node in graph.parameters.items():
         found = np.shape(values[name]) if name in values else None

@@ -1,7 +1,8 @@
 """Attribute values of operations: their declared types, checked, and their plain form for text, JSON and hashing.
 
 The plain form uses None, bool, int, float, str and lists only: tuples become lists, bytes base64 text, a tensor type
-`[dtype, [sizes]]` and an axis `[name, size]`. `conform` turns either form into the exact value an operation holds.
+`[dtype, [sizes]]`, an axis `[name, size]` and the body of a loop its text form. `conform` turns either form into the
+exact value an operation holds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final, Literal, Union, cast
 
 from ir.errors import GraphError, ParseError, did_you_mean
 from ir.op import Op
+from ir.ops.control import Body
 from ir.ops.structure import Component, ComponentOptions
 from ir.types import Axis, TensorType
 
@@ -110,6 +112,8 @@ def plain(value: Any) -> Any:
             return [value.dtype, list(value.shape)]
         case Axis():
             return [value.name, value.size]
+        case Body():
+            return str(value)
         case _:
             return value
 
@@ -227,6 +231,14 @@ def _axis(value: Any, where: str) -> Axis:
     return Axis(name, size)
 
 
+def _body(value: Any, where: str) -> Body:
+    from ir.text import parse_graph
+
+    if isinstance(value, Body):
+        return value
+    return Body(parse_graph(_str(value, where), source=where))
+
+
 def _options(value: Any, where: str) -> ComponentOptions:
     options: list[tuple[str, Any]] = []
     for item in _sequence(value, where):
@@ -257,4 +269,5 @@ _LEAVES: Final[dict[Any, Callable[[Any, str], Any]]] = {
     bytes: _bytes,
     TensorType: _tensor_type,
     Axis: _axis,
+    Body: _body,
 }

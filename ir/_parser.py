@@ -14,11 +14,13 @@ from ir._lexer import Token, place, tokens
 from ir.errors import GraphError, ParseError
 from ir.graph import Graph, Node, Value
 from ir.op import Array, Op, op_class
+from ir.ops.control import Body
 from ir.ops.structure import NUMPY_DTYPES, Component, Constant, Input, Parameter
 from ir.types import TensorType
 from ir.verify import verify
 
 MAX_DEPTH = 32 + MAX_OPTION_DEPTH
+MAX_LOOPS = 8
 
 
 class Parser:
@@ -30,11 +32,18 @@ class Parser:
         self._tokens = tokens(text, source)
         self._next = 0
         self._nodes: dict[int, Node] = {}
+        self._loops = 0
 
     # -- graph -------------------------------------------------------------------------------------------------------
 
     def graph(self) -> Graph:
         """The whole text as a graph."""
+        graph = self._graph()
+        if self._peek().kind != "end":
+            self._fail(self._peek(), "more text after the graph", "the end of the text")
+        return graph
+
+    def _graph(self) -> Graph:
         self._word("graph")
         name = self._name()
         self._mark("{")
@@ -45,12 +54,20 @@ class Parser:
         while self._accept(","):
             outputs.append(self._output())
         self._mark("}")
-        if self._peek().kind != "end":
-            self._fail(self._peek(), "more text after the graph", "the end of the text")
         try:
             return verify(Graph(self._nodes.values(), outputs, name=name), allow_components=True)
         except GraphError as error:
             self._fail_from(start, error)
+
+    def _inner_graph(self, token: Token) -> Body:
+        """The body of a loop, whose nodes are numbered by themselves."""
+        if self._loops >= MAX_LOOPS:
+            self._fail(token, "loops are nested too deeply", f"at most {MAX_LOOPS} levels")
+        outer, self._nodes = self._nodes, {}
+        self._loops += 1
+        graph = self._graph()
+        self._nodes, self._loops = outer, self._loops - 1
+        return Body(graph)
 
     def _output(self) -> tuple[str, Value]:
         name = self._name()
@@ -227,7 +244,9 @@ class Parser:
             if name in attributes:
                 self._fail(token, "attribute is given twice")
             self._mark("=")
-            attributes[name] = self._literal(0)
+            token = self._peek()
+            inner = token.kind == "word" and token.text == "graph"
+            attributes[name] = self._inner_graph(token) if inner else self._literal(0)
         return attributes
 
     def _literal(self, depth: int) -> Any:

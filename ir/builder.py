@@ -10,7 +10,7 @@ graph = b.build(y=y)
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from ir.errors import GraphError
 from ir.graph import Graph, Node, Value
 from ir.op import Array, Op
 from ir.ops.contraction import Matmul
+from ir.ops.control import Body, Loop
 from ir.ops.elementwise import (
     Add,
     Cast,
@@ -48,6 +49,7 @@ from ir.ops.normalization import BatchNorm, LayerNorm, RmsNorm, Softmax
 from ir.ops.reduction import Cumsum, Max, Mean, Sum
 from ir.ops.shape import Broadcast, Concat, Pad, Reshape, Slice, Transpose
 from ir.ops.structure import Component, ComponentOptions, Constant, Input, Parameter
+from ir.rewrite import keep_live
 from ir.types import Axes, Axis, TensorType
 
 
@@ -95,6 +97,8 @@ class Builder(Mixing, Routing, Spectra):
         self._scopes: list[str] = []
         self._parameters: dict[str, Tensor] = {}
         self._reusing = False
+        self._outer: Builder | None = None
+        self._captured: list[Tensor] = []
 
     # -- structure ---------------------------------------------------------------------------------------------------
 
@@ -160,9 +164,20 @@ class Builder(Mixing, Routing, Spectra):
             GraphError: The name is taken and nothing is reused, or what is reused differs.
         """
         label = f"{self.scope_path}.{name}" if self.scope_path else name
-        made = Parameter(label, axes, init, trained)
-        if label not in self._parameters:
+        return self._declare(Parameter(label, axes, init, trained), self._scopes)
+
+    def _declare(self, made: Parameter, scopes: list[str]) -> Tensor:
+        """A parameter, new or reused; in the body of a loop it is an input, and a parameter of the model outside."""
+        label = made.label
+        if self._outer is not None:
+            outside = self._outer._declare(made, scopes)
+            if label not in self._parameters:
+                self._captured.append(outside)
+                self._parameters[label] = self.apply(Input(label, outside.type))
+        elif label not in self._parameters:
+            before, self._scopes = self._scopes, scopes
             self._parameters[label] = self.apply(made)
+            self._scopes = before
         elif not self._reusing:
             raise GraphError("parameter is defined twice", where=label, hint="use `shared` to read it again")
         elif (found := self._nodes[self._parameters[label].value.node].op) != made:
@@ -178,6 +193,35 @@ class Builder(Mixing, Routing, Spectra):
         if label not in self._parameters:
             raise GraphError("no such parameter to share", where=label)
         return self._parameters[label]
+
+    def loop(
+        self,
+        times: int,
+        body: Callable[[Builder, tuple[Tensor, ...], tuple[Tensor, ...]], Sequence[Tensor]],
+        carried: Sequence[Tensor],
+        given: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, ...]:
+        """Run a body several times on its own results.
+
+        Args:
+            times: How often.
+            body: Gets a builder, what is carried and what is given, and returns what is carried on, of equal types.
+                Parameters that it makes belong to the model as usual; other values of this builder must be given.
+            carried: What the first turn starts from.
+            given: What every turn reads as it is.
+
+        Returns:
+            What is carried after the last turn.
+
+        Raises:
+            GraphError: A turn changes the types, or a parameter is defined twice.
+        """
+        inner = Builder()
+        inner._scopes, inner._outer = list(self._scopes), self
+        read = [inner.input(f"x{index}", x.shape, x.type.dtype) for index, x in enumerate((*carried, *given))]
+        results = body(inner, tuple(read[: len(carried)]), tuple(read[len(carried) :]))
+        graph = keep_live(inner.build(**{f"y{index}": tensor for index, tensor in enumerate(results)}))
+        return self.apply_all(Loop(times, Body(graph)), *carried, *given, *inner._captured)
 
     def constant(self, array: Array | float) -> Tensor:
         """A tensor of known values; float64 becomes float32, int64 becomes int32."""

@@ -46,6 +46,7 @@ KINDS = (
     "transition",
     "macro",
     "stem",
+    "conditioner",
     "head",
 )
 

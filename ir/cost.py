@@ -14,6 +14,7 @@ from ir.errors import GraphError
 from ir.graph import Graph, Node, Value
 from ir.ops.shape import Reshape
 from ir.ops.structure import Component, Constant, Input, Parameter
+from ir.passes.unroll_loops import UnrollLoops
 
 STATE_PREFIX = "state."
 """Inputs of a step graph whose names begin so are what is carried from token to token."""
@@ -71,7 +72,7 @@ def profile(graph: Graph) -> Cost:
         flops=sum(cost.flops for cost in costs),
         macs=sum(cost.macs for cost in costs),
         bytes_moved=sum(cost.bytes_moved for cost in costs),
-        peak_activation_bytes=peak_activation_bytes(graph),
+        peak_activation_bytes=peak_activation_bytes(UnrollLoops().run(graph)),
     )
 
 

@@ -47,6 +47,22 @@ def canonical_hash(graph: Graph) -> str:
     return _digest(b"%d" % VERSION, *(_result(colours, value) for value in hasher.outputs)).hex()
 
 
+def ordered_hash(graph: Graph) -> str:
+    """Hash the meaning of a graph whose inputs count by their order, such as the body of a loop.
+
+    Args:
+        graph: A graph without parameters and components.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    simple = _simplify(graph)
+    order = {node.id: b"input %d" % index for index, node in enumerate(simple.inputs.values())}
+    hasher = _Hasher(simple.nodes, tuple(value for _, value in simple.outputs), {n.id: _seed(n) for n in simple.nodes})
+    colours = hasher.upward(order)
+    return _digest(b"%d" % VERSION, *(_result(colours, value) for value in hasher.outputs)).hex()
+
+
 def _simplify(graph: Graph) -> Graph:
     """Canonicalize and merge repeated expressions until there are none to merge."""
     graph = Cse().run(graph)

@@ -129,3 +129,27 @@ def keep_live(graph: Graph) -> Graph:
 
     nodes = [Node(number[node.id], node.op, tuple(map(moved, node.operands)), node.types, node.scope) for node in kept]
     return Graph(nodes, [(name, moved(value)) for name, value in graph.outputs], name=graph.name)
+
+
+def inline(rewriter: Rewriter, body: Graph, operands: Sequence[Value], visit: Visit) -> Sequence[Value]:
+    """Add the nodes of another graph, visiting each in turn.
+
+    Args:
+        rewriter: Where they go.
+        body: The graph.
+        operands: What takes the place of its inputs, in order.
+        visit: As for `rebuild`.
+
+    Returns:
+        The values of its outputs, in order.
+    """
+    given = iter(operands)
+    values: dict[Value, Value] = {}
+    for node in body.nodes:
+        if isinstance(node.op, Input):
+            values[node.results[0]] = next(given)
+            continue
+        inside = Node(node.id, node.op, tuple(values[operand] for operand in node.operands), node.types, node.scope)
+        rewriter.scope = node.scope
+        values.update(zip(node.results, visit(rewriter, inside), strict=True))
+    return tuple(values[value] for _, value in body.outputs)

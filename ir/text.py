@@ -11,13 +11,15 @@
 
 `%4` is the number of the node, as in error messages, and is kept; `%4.1` is its second result. Attributes with their
 default value are left out. Floats are written so that they read back exactly, small constants as numbers and larger
-ones as base64. What follows `@` is the scope. Blanks and line ends separate words; `#` starts a comment.
+ones as base64; the body of a loop is a graph inside, numbered by itself. What follows `@` is the scope. Blanks and line
+ends separate words; `#` starts a comment.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
@@ -27,6 +29,7 @@ from ir._attributes import attribute_defaults, attribute_hints, conform, normal_
 from ir._lexer import WORD
 from ir._parser import Parser, array_of
 from ir.graph import Graph, Node, Value
+from ir.ops.control import Body
 from ir.ops.structure import Component, Constant, Input, Parameter
 
 LITERAL_ELEMENTS: Final = 16
@@ -99,7 +102,11 @@ def _changed(node: Node) -> dict[str, Any]:
 def _braces(attributes: dict[str, Any]) -> str:
     if not attributes:
         return ""
-    return "{" + ", ".join(f"{_name(name)}={_literal(plain(value))}" for name, value in attributes.items()) + "}"
+    return "{" + ", ".join(f"{_name(name)}={_attribute(value)}" for name, value in attributes.items()) + "}"
+
+
+def _attribute(value: Any) -> str:
+    return textwrap.indent(str(value), "  ").strip() if isinstance(value, Body) else _literal(plain(value))
 
 
 def _literal(value: Any) -> str:

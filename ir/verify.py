@@ -9,6 +9,7 @@ from ir._attributes import normal_attributes
 from ir.errors import GraphError, ParseError
 from ir.graph import Graph, Node
 from ir.initializers import parse as parse_initializer
+from ir.ops.control import Loop
 from ir.ops.structure import Component, Parameter
 
 SCOPE: Final = re.compile(r"(?:[^.\s]+(?:\.[^.\s]+)*)?")
@@ -41,7 +42,22 @@ def verify(graph: Graph, *, allow_components: bool = False) -> Graph:
             raise GraphError("a component stands where operations are needed", where=node.path, hint=hint)
         if isinstance(node.op, Parameter):
             _verify_parameter(node.op, node.path)
+        if isinstance(node.op, Loop):
+            _verify_body(node.op, node.path)
     return graph
+
+
+def _verify_body(loop: Loop, where: str) -> None:
+    try:
+        body = verify(loop.body.graph)
+    except GraphError as error:
+        inside = f"{where}, {error.where}" if error.where else where
+        raise GraphError(error.message, where=inside, expected=error.expected, found=error.found) from error
+    if body.parameters:
+        found = ", ".join(body.parameters)
+        raise GraphError(
+            "the body of a loop has parameters", where=where, expected="inputs in their place", found=found
+        )
 
 
 def _verify_order(node: Node) -> None:

@@ -28,7 +28,13 @@ _STEM_OF_MODALITY = {
     "series": "series_patches",
     "video": "video_patches",
 }
-_HEAD_OF_OUTPUT = {"next_token": "language_model", "class": "classifier", "forecast": "forecaster"}
+_HEAD_OF_OUTPUT = {
+    "next_token": "language_model",
+    "class": "classifier",
+    "forecast": "forecaster",
+    "denoise": "denoiser",
+}
+_USUAL_CONDITIONER = "embedding_sum"
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class ModelConfig:
         stem: None takes the usual one for the signature, see `stem_for`.
         head: None takes the usual one for the signature, see `head_for`.
         final_norm: Norm before the head; None takes `norm`.
+        conditioner: What makes side inputs one vector; None takes the usual one, see `conditioner_for`.
         macro: What assembles the model.
     """
 
@@ -108,6 +115,7 @@ class ModelConfig:
     stem: ComponentConfig | None = None
     head: ComponentConfig | None = None
     final_norm: ComponentConfig | None = None
+    conditioner: ComponentConfig | None = None
     macro: ComponentConfig = ComponentConfig("staged")
 
     @property
@@ -133,6 +141,11 @@ class ModelConfig:
         """Return the head, the usual one for the signature's output where the space names none."""
         usual = "frame_forecaster" if signature.modality == "video" else _HEAD_OF_OUTPUT[signature.output]
         return self.head or ComponentConfig(usual)
+
+    def conditioner_for(self, signature: Signature) -> ComponentConfig | None:
+        """Return the conditioner, the usual one where the space names none, or None where there is no condition."""
+        usual = ComponentConfig(_USUAL_CONDITIONER) if signature.condition else None
+        return self.conditioner or usual
 
 
 @dataclass(frozen=True)
@@ -186,6 +199,7 @@ class Architecture:
         """Say on one line what the model is, defaults left out; runs of equal layers are counted."""
         model = self.model
         whole = [("position", model.position), ("norm", model.norm), ("stem", model.stem), ("head", model.head)]
+        whole += [("conditioner", model.conditioner)]
         parts = [f"d_model {'-'.join(str(stage.d_model) for stage in model.stages)}", f"depth {model.depth}"]
         parts += [f"{kind} {brief(kind, part)}" for kind, part in whole if part]
         return f"{', '.join(parts)}: {' | '.join(_stage_text(stage) for stage in model.stages)}"
@@ -200,6 +214,7 @@ class Architecture:
             "macro": _component_data(model.macro),
             "causal": model.causal,
             **{slot: _component_data(getattr(model, slot)) for slot in _MODEL_SLOTS},
+            **({"conditioner": _component_data(model.conditioner)} if model.conditioner else {}),
             "stages": [
                 {
                     "d_model": stage.d_model,
@@ -219,7 +234,7 @@ class Architecture:
         Raises:
             InputError: A key is missing or unknown, or a value is of the wrong type.
         """
-        _check_keys(data, _MODEL_KEYS, "architecture")
+        _check_keys(data, _MODEL_KEYS, "architecture", optional=("conditioner",))
         whole = {slot: _optional(data[slot], f"architecture.{slot}") for slot in _MODEL_SLOTS}
         model = ModelConfig(
             stages=tuple(
@@ -232,6 +247,7 @@ class Architecture:
             stem=whole["stem"],
             head=whole["head"],
             final_norm=whole["final_norm"],
+            conditioner=_optional(data.get("conditioner"), "architecture.conditioner"),
             macro=_component(data["macro"], "architecture.macro"),
         )
         return cls(model)
@@ -242,7 +258,8 @@ def part_names(model: ModelConfig, signature: Signature) -> list[str]:
     whole = [model.stem_for(signature), model.position, model.norm]
     layers = [getattr(layer, slot) for layer in model.layers for slot in LAYER_SLOTS]
     transitions = [stage.transition for stage in model.stages if stage.transition]
-    configs = [*whole, *transitions, *layers, model.head_for(signature)]
+    conditioner = model.conditioner_for(signature)
+    configs = [*whole, *([conditioner] if conditioner else []), *transitions, *layers, model.head_for(signature)]
     return [key for key in dict.fromkeys(config.key for config in configs) if key != "none"]
 
 
@@ -330,8 +347,8 @@ def _checked(value: Any, kind: type[_Plain], where: str) -> _Plain:
     return value
 
 
-def _check_keys(data: Any, keys: tuple[str, ...], where: str) -> None:
-    if not _is_mapping(data) or set(data) != set(keys):
+def _check_keys(data: Any, keys: tuple[str, ...], where: str, optional: tuple[str, ...] = ()) -> None:
+    if not _is_mapping(data) or set(data) - set(optional) != set(keys):
         raise _malformed(where, f"a mapping with the keys {', '.join(keys)}", list(data) if _is_mapping(data) else data)
 
 

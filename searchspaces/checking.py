@@ -17,6 +17,7 @@ from ir.component import Component, OptionSpec, TokenMixer
 from ir.errors import did_you_mean
 from ir.ops.structure import OptionValue
 from searchspaces.domains import Axis, ComponentDomain, Context, SlotDomain
+from searchspaces.order import UNORDERED, Order
 from searchspaces.registry import Entry, Registry, UnknownComponent, default_options
 from searchspaces.schema import LayerSlotSection, SlotSection, written
 from searchspaces.violations import shown
@@ -250,3 +251,36 @@ def require_offered(required: Sequence[str], slots: Sequence[SlotDomain], source
                 hint=did_you_mean(name, offered) or f"add `{name}` to block.token_mixer, or remove it here",
             )
     return tuple(dict.fromkeys(offered[name] for name in required))
+
+
+def read_order(groups: Sequence[Sequence[str]], blocks: Sequence[Sequence[SlotDomain]], source: Source) -> Order:
+    """Return the order behind `order`: groups of token mixers, or of channel mixers, aliases resolved.
+
+    Raises:
+        SpaceError: A name is not offered, stands in two groups, or names both kinds of component.
+    """
+    if not groups:
+        return UNORDERED
+    slots = {"token_mixer": 1, "channel_mixer": 2}
+    offered = {
+        kind: {
+            name: entry.key for block in blocks for entry in block[slot].entries for name in (entry.key, entry.label)
+        }
+        for kind, slot in slots.items()
+    }
+    first = groups[0][0]
+    kind = "channel_mixer" if first in offered["channel_mixer"] else "token_mixer"
+    seen: set[str] = set()
+    for number, group in enumerate(groups):
+        for index, name in enumerate(group):
+            key = offered[kind].get(name)
+            if key is None or key in seen:
+                raise source.error(
+                    f"`{name}` cannot be ordered",
+                    ("constraints", "order", number, index),
+                    expected=f"groups of different {kind}s among {', '.join(sorted(offered[kind]))}",
+                    found=f"`{name}`" if key is None else f"`{name}` a second time",
+                    hint="name each component once" if key else did_you_mean(name, offered[kind]),
+                )
+            seen.add(key)
+    return Order(slots[kind], tuple(frozenset(offered[kind][name] for name in group) for group in groups))

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 from ir.component import Component, TokenMixer
@@ -72,10 +72,19 @@ class ComponentDomain:
         """Number of ways to set the options."""
         return math.prod(len(values) for _, values in self.free)
 
+    @cached_property
+    def _configs(self) -> dict[tuple[int, ...], ComponentConfig]:
+        """Components made so far, by indices: a search makes the same few again and again."""
+        return {}
+
     def config(self, indices: Sequence[int]) -> ComponentConfig:
         """Return the component with its free options set to the values at these indices."""
-        chosen = [(name, values[index]) for (name, values), index in zip(self.free, indices, strict=True)]
-        return ComponentConfig(self.key, tuple(sorted((*self.settled, *chosen))))
+        indices = tuple(indices)
+        config = self._configs.get(indices)
+        if config is None:
+            chosen = [(name, values[index]) for (name, values), index in zip(self.free, indices, strict=True)]
+            config = self._configs[indices] = ComponentConfig(self.key, tuple(sorted((*self.settled, *chosen))))
+        return config
 
     def indices(self, config: ComponentConfig) -> tuple[int, ...] | None:
         """Return where the free options of a component stand, None if this domain does not contain it."""
@@ -128,7 +137,7 @@ class Place:
     component: Axis
     options: tuple[tuple[Axis, ...], ...]
 
-    @property
+    @cached_property
     def axes(self) -> tuple[Axis, ...]:
         """The component and then every component's options."""
         return (self.component, *itertools.chain.from_iterable(self.options))
@@ -151,6 +160,16 @@ class Place:
 
     def choices(self, config: ComponentConfig) -> Choices | None:
         """Return the choices that make a component, None if the slot does not offer it."""
+        if config not in self._found:
+            self._found[config] = self._find(config)
+        return self._found[config]
+
+    @cached_property
+    def _found(self) -> dict[ComponentConfig, Choices | None]:
+        """Choices of components that were looked for, `None` where the slot does not offer one."""
+        return {}
+
+    def _find(self, config: ComponentConfig) -> Choices | None:
         for index, entry in enumerate(self.entries):
             indices = entry.indices(config)
             if indices is not None:
@@ -195,7 +214,17 @@ class SlotDomain:
             return self.pattern[layer % len(self.pattern)].place()
         return self._place(f"{self.path}[{layer}]" if self.per_layer else self.path)
 
+    @cached_property
+    def _places(self) -> dict[str, Place]:
+        """Places made so far, by path."""
+        return {}
+
     def _place(self, path: str) -> Place:
+        if path not in self._places:
+            self._places[path] = self._make_place(path)
+        return self._places[path]
+
+    def _make_place(self, path: str) -> Place:
         component = Axis(path, tuple(entry.label for entry in self.entries))
         options = tuple(
             tuple(Axis(f"{path}.{entry.label}.{name}", values) for name, values in entry.free) for entry in self.entries

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ir.builder import Builder, Tensor
     from ir.graph import Graph
     from searchspaces.architecture import ModelConfig
-    from searchspaces.signature import Signature
+    from searchspaces.signature import Condition, Signature
 
 Activation = Literal["gelu", "relu", "relu2", "silu", "tanh"]
 X = TypeVar("X")
@@ -48,6 +48,7 @@ class LayerParts(Generic[X]):
         norm: A norm by its name in the layer; each name has its own parameters.
         parameter: A parameter of the wiring itself, by name, axes and initial distribution.
         reduce: The reducer, to be called on what the first branch leaves; gives back its argument where there is none.
+        condition: The condition of each example `[B, C]`; None in models without one.
     """
 
     mix: Callable[[X], X]
@@ -55,6 +56,7 @@ class LayerParts(Generic[X]):
     norm: Callable[[str, X], X]
     parameter: Callable[[str, Axes, str], X]
     reduce: Callable[[X], X] = _unchanged
+    condition: X | None = None
 
 
 class Block(Component):
@@ -63,11 +65,13 @@ class Block(Component):
     Class attributes:
         normalises_output: Whether a norm is the last thing a layer does, so that a model needs none after it.
         reduces: Whether it has a place for a reducer.
+        conditioned: Whether it reads the condition.
     """
 
     kind = "block"
     normalises_output: ClassVar[bool] = False
     reduces: ClassVar[bool] = False
+    conditioned: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, x: Tensor, layer: LayerParts[Tensor]) -> Tensor:
@@ -80,7 +84,7 @@ class Block(Component):
 
 @dataclass(frozen=True)
 class EndCase(Case):
-    """A case of a stem or a head: its signature besides the options; `time` is the tokens that a head gets."""
+    """A case of a stem, conditioner or head: its signature besides the options; a head gets `time` tokens."""
 
     signature: Signature = field(kw_only=True)
 
@@ -116,6 +120,20 @@ class Stem(Component):
         """The same in numpy, parameters by their names inside the stem."""
 
 
+class Conditioner(Component):
+    """The side inputs of each example to one vector, which wirings and heads read: the condition `[B, D]`."""
+
+    kind = "conditioner"
+
+    @abstractmethod
+    def build(self, b: Builder, inputs: Mapping[str, Tensor], d_model: int, condition: Condition) -> Tensor:
+        """Add the nodes from the side inputs of a signature, by name, to `[B, D]`."""
+
+    @abstractmethod
+    def reference(self, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> Array:
+        """The same in numpy, parameters by their names inside the conditioner."""
+
+
 class Head(Component):
     """Tokens `[B, T, D]` to a task's output.
 
@@ -129,6 +147,11 @@ class Head(Component):
     output: ClassVar[str] = ""
     modalities: ClassVar[tuple[str, ...]] = ("tokens", "image", "series")
     shared: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether it reads the condition."""
+        return False
 
     def check(self, signature: Signature) -> str | None:
         """Why this head cannot make a signature's output, or None if it can."""
@@ -147,6 +170,16 @@ class Head(Component):
     @abstractmethod
     def reference(self, params: Mapping[str, Array], x: Array, signature: Signature) -> Array:
         """The same in numpy, own parameters by their names inside the head, shared ones by their full names."""
+
+    def build_conditioned(self, b: Builder, x: Tensor, signature: Signature, condition: Tensor) -> Tensor:
+        """As `build` in a model that has a condition `[B, C]`, which most heads do not read."""
+        return self.build(b, x, signature)
+
+    def reference_conditioned(
+        self, params: Mapping[str, Array], x: Array, signature: Signature, condition: Array
+    ) -> Array:
+        """As `reference` in a model that has a condition `[B, C]`."""
+        return self.reference(params, x, signature)
 
 
 class Macro(Component):

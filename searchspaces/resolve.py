@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from ir.component import ChannelMixer, Component, Norm, Position, Reducer, TokenMixer, Transition
 from ir.errors import GraphError, SpaceError
 from ir.ops.structure import OptionValue
-from searchspaces.parts import Block, Head, Stem
+from searchspaces.parts import Block, Conditioner, Head, Stem
 from searchspaces.registry import default_registry
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ class StageModel:
 
 @dataclass(frozen=True)
 class ModelParts:
-    """The components of a model; no final norm where the last layer ends with one and the model asks for no other."""
+    """The components of a model; no final norm where the last layer ends with one and the model asks for no other.
+
+    The conditioner is None in models without a condition.
+    """
 
     stem: Stem
     position: Position
@@ -56,6 +59,7 @@ class ModelParts:
     final_norm: Part[Norm] | None
     stages: tuple[StageModel, ...]
     head: Head
+    conditioner: Conditioner | None
 
 
 def resolve_model(model: ModelConfig, signature: Signature) -> ModelParts:
@@ -83,7 +87,34 @@ def resolve_model(model: ModelConfig, signature: Signature) -> ModelParts:
     final = None if normed else norm
     if model.final_norm is not None:
         final = _part(Norm, "norm", model.final_norm, "final_norm")
-    return ModelParts(stem, position.component, norm, final, tuple(stages), head)
+    conditioner = _conditioner(model, signature, stages, head)
+    return ModelParts(stem, position.component, norm, final, tuple(stages), head, conditioner)
+
+
+def _conditioner(model: ModelConfig, signature: Signature, stages: list[StageModel], head: Head) -> Conditioner | None:
+    """Make the conditioner of a model whose task gives a condition and whose parts read it."""
+    layers = [layer for stage in stages for layer in stage.layers]
+    readers = [f"layers.{number}.wiring" for number, layer in enumerate(layers) if layer.wiring.conditioned]
+    readers += ["head"] if head.conditioned else []
+    chosen = model.conditioner_for(signature)
+    if signature.condition is None and (chosen or readers):
+        raise SpaceError(
+            "a part needs a condition, which the task does not give",
+            where=(["conditioner"] if chosen else readers)[0],
+            expected="a signature with a condition, such as `condition: {timestep: true}`",
+            found="none",
+            hint="or a part without one, such as the wiring pre_norm or the head {denoiser: {adaptive: false}}",
+        )
+    if chosen is None:
+        return None
+    if not readers:
+        raise SpaceError(
+            "no part of the model reads the condition of the task",
+            where="signature.condition",
+            expected="a wiring or a head that does, such as ada_ln_zero",
+            found=", ".join(dict.fromkeys(layer.wiring.key() for layer in layers)) or "no layers",
+        )
+    return _part(Conditioner, "conditioner", chosen, "conditioner").component
 
 
 def _stage(model: ModelConfig, stage: StageConfig, index: int, above: int) -> StageModel:

@@ -26,7 +26,7 @@ from pydantic import (
 
 from ir.errors import InputError, did_you_mean
 from ir.ops.structure import OptionValue
-from searchspaces.signature import Modality, Output, Signature
+from searchspaces.signature import Condition, Modality, Output, Signature
 from searchspaces.violations import first_error, shown, violation
 from searchspaces.yaml_source import MAX_MAGNITUDE, Source, is_list, is_mapping
 
@@ -304,6 +304,13 @@ def _only(name: str) -> dict[str, list[dict[str, dict[str, Any]]]]:
     return {"choice": [{name: {}}]}
 
 
+class ConditionSection(_Section):
+    """Side inputs, as in `searchspaces.signature.Condition`."""
+
+    timestep: bool = False
+    num_labels: Annotated[int, Field(ge=1)] = 0
+
+
 class SignatureSection(_Section):
     """Inputs and outputs of models that no task comes with; sizes as in `searchspaces.signature.Signature`."""
 
@@ -316,6 +323,8 @@ class SignatureSection(_Section):
     variates: Annotated[int, Field(ge=1)] = 0
     num_classes: Annotated[int, Field(ge=1)] = 0
     horizon: Annotated[int, Field(ge=1)] = 0
+    out_channels: Annotated[int, Field(ge=1)] = 0
+    condition: ConditionSection | None = None
 
     @model_validator(mode="after")
     def _fit_together(self) -> SignatureSection:
@@ -332,7 +341,8 @@ class SignatureSection(_Section):
 
     def signature(self) -> Signature:
         """The signature itself."""
-        return Signature(**self.model_dump())
+        condition = Condition(**self.condition.model_dump()) if self.condition else None
+        return Signature(**self.model_dump(exclude={"condition"}), condition=condition)
 
 
 class CommonModelSection(_Section):
@@ -348,6 +358,7 @@ class CommonModelSection(_Section):
     causal: bool | None = None
     stem: Slot | None = None
     head: Slot | None = None
+    conditioner: Slot | None = None
     macro: Slot | None = None
 
     @model_validator(mode="before")
@@ -460,6 +471,7 @@ class ConstraintsSection(_Section):
     state_bytes: Bound | None = None
     latency_ms: Bound | None = None
     at_least_one_of: Annotated[list[str], Field(min_length=1)] | None = None
+    order: Annotated[list[Annotated[list[str], Field(min_length=1)]], Field(min_length=2, max_length=8)] | None = None
 
 
 class TrainingSection(_Section):

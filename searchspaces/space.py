@@ -17,7 +17,7 @@ import numpy as np
 
 from ir.errors import SpaceError, did_you_mean
 from searchspaces.architecture import LAYER_SLOTS, Architecture
-from searchspaces.checking import Checker, require_offered, value_axis
+from searchspaces.checking import Checker, read_order, require_offered, value_axis
 from searchspaces.domains import Axis, Choices, Chooser, Context, SlotDomain
 from searchspaces.registry import Registry, default_registry
 from searchspaces.schema import (
@@ -172,8 +172,8 @@ class Space:
     def mutate(self, architecture: Architecture, rng: np.random.Generator) -> Architecture:
         """Change one choice to another value; choices that this brings into play are drawn anew.
 
-        A component that no longer fits is drawn anew too. Where nothing else can be reached, the architecture comes
-        back as it is.
+        A component that no longer fits, or breaks the order among layers, is drawn anew too. Where nothing else can be
+        reached, the architecture comes back as it is.
         """
         old = self.choices(architecture)
         depths = [len(stage.layers) for stage in architecture.model.stages]
@@ -248,6 +248,7 @@ class Space:
             *(f"  {axis.path:{width}}  {_listed(axis)}" for axis in varying),
             *(f"  {slot.path} is drawn for each layer" for slot in dict.fromkeys(tree.slots) if slot.per_layer),
             *([f"  at least one of {', '.join(tree.required)}"] if tree.required else []),
+            *([f"  {tree.order}"] if tree.order.groups else []),
             *(f"  {constraint}" for constraint in self.constraints),
         ]
         return "\n".join(lines)
@@ -343,7 +344,7 @@ def _tree(file: SpaceFile | PyramidFile, source: Source, registry: Registry) -> 
     model = file.model
     causal = model.task in CAUSAL_TASKS if model.causal is None else model.causal
     checker = Checker(source, registry, causal)
-    whole = ("norm", "final_norm", "stem", "head", "macro")
+    whole = ("norm", "final_norm", "stem", "head", "conditioner", "macro")
     slots = {name: getattr(model, name) for name in whole}
     paths: dict[int, DataPath] = {}
 
@@ -372,7 +373,8 @@ def _tree(file: SpaceFile | PyramidFile, source: Source, registry: Registry) -> 
         stages = (StageTree(d_model, depth, None, block),)
     mixers = [domain for stage in stages for domain in stage.block_slots[1:3]]
     required = require_offered(file.constraints.at_least_one_of or [], mixers, source)
-    tree = Tree(causal, position, model_slots, stages, required)
+    order = read_order(file.constraints.order or [], [stage.block_slots for stage in stages], source)
+    tree = Tree(causal, position, model_slots, stages, required, order)
     for stage in stages:
         positions = [(integer(width), entry.key) for width in stage.d_model.values for entry in position.entries]
         contexts = [Context(width, causal, key) for width, key in positions]

@@ -7,6 +7,7 @@ on its own, so the depth of a model never makes it harder to find a valid one.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from searchspaces.domains import (
     SlotDomain,
     nearest_first,
 )
+from searchspaces.order import UNORDERED, Order, Ways, either, product
 
 PLACE_TRIES = 200  # draws of one component before its context counts as impossible
 
@@ -56,14 +58,14 @@ class StageTree:
         blocks = (place for slot in self.block_slots for place in slot.places(depth))
         return [*([self.transition.place()] if self.transition else []), *blocks]
 
-    def count(self, causal: bool, position: str, without: frozenset[str]) -> int:
-        """Count the stages whose blocks leave out the components of some keys."""
-        total = 0
+    def ways(self, causal: bool, position: str, without: frozenset[str], order: Order) -> Ways:
+        """Count the stages whose blocks leave out the components of some keys, by the groups that they lead between."""
+        ways = order.ways_of_none()
         for width, depth in itertools.product(self.d_model.values, self.depth.values):
             context = Context(integer(width), causal, position)
-            ways = [slot.count_valid(context, integer(depth), without=without) for slot in self.block_slots]
-            total += math.prod(ways) * (self.transition.count_valid(context) if self.transition else 1)
-        return total
+            entries = self.transition.count_valid(context) if self.transition else 1
+            ways = either(ways, order.ways(self.block_slots, context, integer(depth), without, entries))
+        return ways
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,7 @@ class Tree:
         model_slots: Norm and, where the file names them, final norm, stem, head and macro.
         stages: Stages from the input to the output.
         required: Component keys of which every architecture holds at least one; empty for no such demand.
+        order: Which components come before which.
     """
 
     causal: bool
@@ -83,6 +86,7 @@ class Tree:
     model_slots: tuple[SlotDomain, ...]
     stages: tuple[StageTree, ...]
     required: tuple[str, ...]
+    order: Order = UNORDERED
 
     @property
     def slots(self) -> tuple[SlotDomain, ...]:
@@ -151,7 +155,10 @@ class Tree:
             if isinstance(drawn, str):
                 return drawn
             choices |= drawn
-        return self._finish(choices)
+        built = self._finish(choices)
+        if isinstance(built, str) and rng is not None and not self._is_ordered(choices):
+            built = self._finish(choices | self._ordered(choices, position, rng))
+        return built
 
     def closest(self, prefer: Callable[[int], int]) -> Architecture | None:
         """Return a valid architecture close to the preferred index of every axis; `prefer` takes an axis' length."""
@@ -184,6 +191,34 @@ class Tree:
                 return built
         return None
 
+    def _layers(self, choices: Choices) -> list[tuple[int, Place]]:
+        """Return what fills the ordered slot of each layer, stem to head, with its stage."""
+        return [
+            (index, stage.block_slots[self.order.slot].place(layer))
+            for index, (stage, depth) in enumerate(zip(self.stages, self._depths(choices), strict=True))
+            for layer in range(depth)
+        ]
+
+    def _is_ordered(self, choices: Choices) -> bool:
+        return not self.order.groups or self.order.allows(
+            [place.config(choices).key for _, place in self._layers(choices)]
+        )
+
+    def _ordered(self, choices: Choices, position: Place, rng: np.random.Generator) -> Choices:
+        """Draw as few layers anew as bring the components into their order; nothing where none of many draws can."""
+        layers = self._layers(choices)
+        ranks = [self.order.rank(place.config(choices).key) for _, place in layers]
+        divisions = list(self.order.divisions(len(layers)))
+        misplaced = [sum(rank not in (0, group) for rank, group in zip(ranks, d, strict=True)) for d in divisions]
+        best = [d for d, count in zip(divisions, misplaced, strict=True) if count == min(misplaced)]
+        groups = best[int(rng.integers(len(best)))]
+        drawn: Choices = {}
+        for (stage, place), rank, group in zip(layers, ranks, groups, strict=True):
+            if rank not in (0, group):
+                context = self._context(stage, choices, position)
+                drawn |= _draw_among(place, context, rng, lambda key, group=group: self.order.rank(key) in (0, group))
+        return drawn
+
     def _depths(self, choices: Choices) -> list[int]:
         return [integer(stage.depth.values[choices[stage.depth.path]]) for stage in self.stages]
 
@@ -210,6 +245,8 @@ class Tree:
         keys = {getattr(layer, slot).key for stage in stages for layer in stage.layers for slot in LAYER_SLOTS}
         if self.required and not keys & set(self.required):
             return f"constraints.at_least_one_of: it has none of {', '.join(self.required)}"
+        if not self._is_ordered(choices):
+            return "constraints.order: a layer comes after one of a later group"
         whole = {slot.path.removeprefix("model."): slot.place().config(choices) for slot in self.model_slots}
         return Architecture(
             ModelConfig(stages=stages, position=self.position.place().config(choices), causal=self.causal, **whole)
@@ -249,7 +286,8 @@ class Tree:
         """Count the architectures with a position whose blocks leave out the components of some keys."""
         context = Context(integer(self.stages[0].d_model.values[0]), self.causal, position.key)
         whole = position.count_valid(context) * math.prod(slot.count_valid(context) for slot in self.model_slots)
-        return whole * math.prod(stage.count(self.causal, position.key, without) for stage in self.stages)
+        stages = (stage.ways(self.causal, position.key, without, self.order) for stage in self.stages)
+        return whole * sum(functools.reduce(product, stages)[0])
 
 
 def integer(value: object) -> int:
@@ -273,6 +311,15 @@ def _draw_fitting(place: Place, context: Context, choose: Chooser, rng: np.rando
         drawn = place.draw(lambda axis: int(rng.integers(len(axis))) if rng else 0)
         problem = place.problem(drawn, context)
     return problem or drawn
+
+
+def _draw_among(place: Place, context: Context, rng: np.random.Generator, allowed: Callable[[str], bool]) -> Choices:
+    """Draw a component that can be built and is allowed; nothing where none of many is."""
+    for _ in range(PLACE_TRIES):
+        drawn = place.draw(lambda axis: int(rng.integers(len(axis))))
+        if allowed(place.config(drawn).key) and place.problem(drawn, context) is None:
+            return drawn
+    return {}
 
 
 def _closest_fitting(

@@ -3,6 +3,7 @@
 from ir.ops import (
     attention,
     contraction,
+    control,
     convolution,
     elementwise,
     indexing,
@@ -18,6 +19,7 @@ from ir.ops import (
 __all__ = [
     "attention",
     "contraction",
+    "control",
     "convolution",
     "elementwise",
     "indexing",

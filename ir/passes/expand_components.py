@@ -11,9 +11,8 @@ from ir.component import Component
 from ir.errors import GraphError
 from ir.graph import Graph, Node, Value
 from ir.ops.structure import Component as ComponentCall
-from ir.ops.structure import Input
 from ir.passes.base import Pass
-from ir.rewrite import Rewriter, rebuild
+from ir.rewrite import Rewriter, inline, rebuild
 
 Library = Callable[[str, str], type[Component]]
 """Gives the component class of a kind and a key."""
@@ -43,7 +42,7 @@ class ExpandComponents(Pass):
         def visit(rewriter: Rewriter, node: Node) -> Sequence[Value]:
             if not isinstance(node.op, ComponentCall):
                 return rewriter.add(node)
-            return _inline(rewriter, self._body(rewriter, node, node.op), node.operands, visit)
+            return inline(rewriter, self._body(rewriter, node, node.op), node.operands, visit)
 
         return rebuild(graph, visit)
 
@@ -72,19 +71,3 @@ class ExpandComponents(Pass):
                 found=", ".join(map(str, found)),
             )
         return builder.build(**{f"result{index}": result for index, result in enumerate(results)})
-
-
-def _inline(
-    rewriter: Rewriter, body: Graph, operands: Sequence[Value], visit: Callable[[Rewriter, Node], Sequence[Value]]
-) -> Sequence[Value]:
-    """Add a body's nodes, visiting each in turn so that components inside it are expanded too."""
-    given = iter(operands)
-    values: dict[Value, Value] = {}
-    for node in body.nodes:
-        if isinstance(node.op, Input):
-            values[node.results[0]] = next(given)
-            continue
-        inside = Node(node.id, node.op, tuple(values[operand] for operand in node.operands), node.types, node.scope)
-        rewriter.scope = node.scope
-        values.update(zip(node.results, visit(rewriter, inside), strict=True))
-    return tuple(values[value] for _, value in body.outputs)

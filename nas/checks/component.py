@@ -196,22 +196,25 @@ def gradients_equal_differences(subject: Subject) -> float:
     params, inputs = random_params(graph), random_inputs(graph)
     rng = np.random.default_rng(3)
     weights = rng.standard_normal(graph.type_of(graph.outputs[0][1]).shape)
-    x = inputs["x"]
     along = {name: rng.standard_normal(array.shape) for name, array in params.items()}
-    along_x = rng.standard_normal(x.shape) if x.dtype.kind == "f" else np.zeros(x.shape)
-    length = max(1.0, sum(float((way**2).sum()) for way in (along_x, *along.values())) ** 0.5 / 10.0)
-    along, along_x = {name: way / length for name, way in along.items()}, along_x / length
+    along_inputs = {name: rng.standard_normal(array.shape) for name, array in inputs.items() if array.dtype.kind == "f"}
+    length = max(1.0, sum(float((way**2).sum()) for way in (*along_inputs.values(), *along.values())) ** 0.5 / 10.0)
+    along, along_inputs = ({name: way / length for name, way in ways.items()} for ways in (along, along_inputs))
 
     def loss(step: float) -> float:
         moved = {name: params[name] + step * along[name] for name in params}
-        return float((weights * run(graph, moved, {**inputs, "x": x + (step * along_x).astype(x.dtype)})).sum())
+        given = {name: inputs[name] + step * way for name, way in along_inputs.items()}
+        return float((weights * run(graph, moved, {**inputs, **given})).sum())
 
     module = to_module(graph, params, dtype=torch.float64).eval()
     given = {name: torch.from_numpy(array).requires_grad_(array.dtype.kind == "f") for name, array in inputs.items()}
     (torch.from_numpy(weights) * module(**given)["y"]).sum().backward()
     untrained = set(params) - {name for name, _ in module.named_parameters()}
     along.update({name: np.zeros_like(along[name]) for name in untrained})
-    pairs = [(given["x"], along_x), *((weight, along[name]) for name, weight in module.named_parameters())]
+    pairs = [
+        *((given[name], way) for name, way in along_inputs.items()),
+        *((weight, along[name]) for name, weight in module.named_parameters()),
+    ]
     slope = sum(float((tensor.grad.numpy() * way).sum()) for tensor, way in pairs if tensor.grad is not None)
     difference = (loss(STEP) - loss(-STEP)) / (2 * STEP)
     error = abs(slope - difference) / max(abs(slope), abs(difference), 0.1)

@@ -23,7 +23,7 @@ from ir.op import Array
 from ir.ops.structure import Input
 from ir.types import Axes, Axis
 from searchspaces.architecture import Architecture, ComponentConfig, brief
-from searchspaces.parts import Block, EndCase, Head, LayerParts, Stem
+from searchspaces.parts import Block, Conditioner, EndCase, Head, LayerParts, Stem
 from searchspaces.registry import components, default_registry
 from searchspaces.signature import Signature
 
@@ -56,7 +56,7 @@ class Subject:
 
     @property
     def end_case(self) -> EndCase:
-        """The case of a stem or head."""
+        """The case of a stem, conditioner or head."""
         assert isinstance(self.case, EndCase)
         return self.case
 
@@ -81,7 +81,10 @@ class Subject:
         return dataclasses.replace(self, component=dataclasses.replace(component, form=form))
 
     def graph(self) -> Graph:
-        """The component as a graph: its input is `x`, its output `y`; a reducer may read `weights` too."""
+        """The component as a graph: its input is `x`, its output `y`.
+
+        A reducer may read `weights` too, a block or a head `condition`; a conditioner reads the inputs of its task.
+        """
         b = Builder()
         match self.component:
             case TokenMixer() | ChannelMixer() | Norm() as part:
@@ -105,12 +108,23 @@ class Subject:
                     y = stem.build(b, x, self.case.d_model, signature)
             case Head() as head:
                 x = b.input("x", (self.case.batch, self.case.time, self.case.d_model))
+                condition = self._condition(b) if head.conditioned else None
                 self._share(b, head)
                 with b.scope(SCOPE):
-                    y = head.build(b, x, self.end_case.signature)
+                    if condition is not None:
+                        y = head.build_conditioned(b, x, self.end_case.signature, condition)
+                    else:
+                        y = head.build(b, x, self.end_case.signature)
+            case Conditioner() as conditioner:
+                known = self.end_case.signature.condition
+                assert known is not None, "the case of a conditioner has a condition"
+                types = known.inputs(self.case.batch)
+                inputs = {name: b.input(name, kind.shape, kind.dtype) for name, kind in types.items()}
+                with b.scope(SCOPE):
+                    y = conditioner.build(b, inputs, self.case.d_model, known)
             case Block() as block:
                 x = b.input("x", self.case.input_shape)
-                y = block.build(x, self._layer(b))
+                y = block.build(x, self._layer(b, self._condition(b) if block.conditioned else None))
             case _:
                 raise InputError("a component of this kind is not built alone", where=self.name)
         return b.build(y=y)
@@ -120,7 +134,10 @@ class Subject:
             vocab, d_model = Axis("vocab", self.end_case.signature.vocab_size), Axis("d_model", self.case.d_model)
             b.parameter(label, ((vocab,), (d_model,)), "normal(0.02)")
 
-    def _layer(self, b: Builder) -> LayerParts[Tensor]:
+    def _condition(self, b: Builder) -> Tensor:
+        return b.input("condition", (self.case.batch, self.case.d_model))
+
+    def _layer(self, b: Builder, condition: Tensor | None) -> LayerParts[Tensor]:
         """Stand-ins for the parts of a layer, each a different function."""
 
         def norm(name: str, x: Tensor) -> Tensor:
@@ -130,30 +147,35 @@ class Subject:
             return b.parameter(name, axes, init)
 
         channel = (lambda x: b.square(x) * 0.5) if self.channel else None
-        return LayerParts(lambda x: b.tanh(x) * 2.0, channel, norm, parameter)
+        return LayerParts(lambda x: b.tanh(x) * 2.0, channel, norm, parameter, condition=condition)
 
     def reference(self, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> Array:
         """The component's own reference, given parameters by their names in the graph."""
         own = {name.removeprefix(f"{SCOPE}."): array for name, array in params.items()}
+        if isinstance(self.component, Conditioner):
+            return self.component.reference(own, inputs)
         x = inputs["x"]
         match self.component:
             case TokenMixer() | ChannelMixer() | Norm() | Stem() | Transition() as part:
                 return part.reference(own, x)
             case Reducer() as reducer:
                 return reducer.reference(own, x, inputs.get("weights"))
+            case Head() as head if head.conditioned:
+                return head.reference_conditioned(own, x, self.end_case.signature, inputs["condition"])
             case Head() as head:
                 return head.reference(own, x, self.end_case.signature)
             case Block() as block:
-                return block.reference(x, self._layer_reference(params))
+                return block.reference(x, self._layer_reference(params, inputs.get("condition")))
             case _:
                 raise InputError("a component of this kind has no reference", where=self.name)
 
-    def _layer_reference(self, params: Mapping[str, Array]) -> LayerParts[Array]:
+    def _layer_reference(self, params: Mapping[str, Array], condition: Array | None) -> LayerParts[Array]:
         def norm(name: str, x: Array) -> Array:
             return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5) * params[name]
 
         channel = (lambda x: 0.5 * x * x) if self.channel else None
-        return LayerParts(lambda x: 2.0 * np.tanh(x), channel, norm, lambda name, axes, init: params[name])
+        own = LayerParts(lambda x: 2.0 * np.tanh(x), channel, norm, lambda name, axes, init: params[name])
+        return dataclasses.replace(own, condition=condition)
 
     def step_graph(self, max_len: int) -> Graph:
         """One token of a causal mixer: inputs `x`, `position` and the states, outputs `y` and the states."""
@@ -178,7 +200,7 @@ def random_params(graph: Graph, seed: int = 0) -> dict[str, Array]:
 
 
 def random_inputs(graph: Graph, seed: int = 1) -> dict[str, Array]:
-    """Standard normal numbers, or any of 11 tokens, for `x`; rows that sum to 1 for `weights`."""
+    """Standard normal numbers, or any of 11 tokens or labels, for each input; rows that sum to 1 for `weights`."""
     rng = np.random.default_rng(seed)
     inputs: dict[str, Array] = {}
     for name, node in graph.inputs.items():
@@ -222,7 +244,10 @@ def subjects(*kinds: str) -> list[Subject]:
 
 
 def _lessened(signature: Signature) -> Signature:
-    """A signature with fewer tokens and classes, which change nothing but the time that a check takes."""
+    """A signature with fewer tokens, labels and classes, which change nothing but the time that a check takes."""
+    if signature.condition and signature.condition.num_labels:
+        few = dataclasses.replace(signature.condition, num_labels=MOST_CLASSES)
+        signature = dataclasses.replace(signature, condition=few)
     if signature.modality != "tokens":
         return dataclasses.replace(signature, num_classes=min(signature.num_classes, MOST_CLASSES))
     sizes = {"seq_len": OWN_TIME, "vocab_size": MOST_CLASSES, "num_classes": MOST_CLASSES}
@@ -258,7 +283,7 @@ def own_subjects(architecture: Architecture, signature: Signature) -> list[Subje
         component = entry.component.create({**entry.preset, **config.values}, {**context, "layer": layer})
         spatial = bool(getattr(component, "spatial", False)) or kind == "transition"
         case = Case(time=OWN_TIME, d_model=d_model, grid=OWN_GRID if spatial else None)
-        if kind in ("stem", "head"):
+        if kind in ("stem", "conditioner", "head"):
             own = _lessened(signature)
             own = _of_few_pixels(own, component) if isinstance(component, Stem) else own
             time = component.num_tokens(own) if isinstance(component, Head) else None
@@ -267,6 +292,7 @@ def own_subjects(architecture: Architecture, signature: Signature) -> list[Subje
 
     number = 0
     add("stem", model.stem_for(signature), model.stages[0].d_model)
+    add("conditioner", model.conditioner_for(signature), model.stages[0].d_model)
     before = model.stages[0].d_model
     for stage in model.stages:
         add("transition", stage.transition, before)

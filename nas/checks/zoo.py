@@ -18,7 +18,8 @@ from ir.component import TokenMixer
 from ir.cost import profile
 from ir.errors import InputError, NasError
 from ir.graph import Graph
-from ir.initializers import initialize
+from ir.initializers import Params, draw, initialize
+from ir.ops.structure import NUMPY_DTYPES, Parameter
 from nas.checks.component import CHECKS, CheckFailed, graph_round_trips, limit_holds
 from nas.checks.subjects import Subject, own_subjects, subjects
 from searchspaces.architecture import Architecture
@@ -29,6 +30,18 @@ from searchspaces.space import ZOO, Published, load_space, shipped_spaces
 if TYPE_CHECKING:
     from codegen.artifact import Artifact
 
+CHECKED_KINDS: Final = (
+    "token_mixer",
+    "channel_mixer",
+    "norm",
+    "reducer",
+    "transition",
+    "stem",
+    "conditioner",
+    "head",
+    "block",
+)
+"""Kinds of components that can be checked alone."""
 PUBLISHED_ERROR: Final = 0.01
 """Relative difference from published numbers that rounding in print explains."""
 NARROW: Final = frozenset({"growth", "step_at_every_length"})
@@ -39,6 +52,10 @@ FLOPS_A_BYTE: Final = 4.0
 """Operations that take as long as moving a byte: of a CPU with 120 GFLOP/s and 30 GB/s a core."""
 TRAINING_BATCH: Final = 2
 TRAINING_TOKENS: Final = 64
+LONGEST_TIME: Final = 1000.0
+"""Timesteps of the diffusion models in print."""
+NUMBERS: Final = frozenset({"forecast", "denoise"})
+"""Outputs that are numbers to come near to; all others are scores of classes."""
 TRAINING_RATES: Final = (1e-3, 1e-4, 1e-5)
 """Step sizes of which one has to lower the loss: a step down the gradient does if it is short enough."""
 
@@ -144,8 +161,7 @@ def check_component(key: str, progress: Callable[[str], None] | None = None) -> 
         InputError: No component has this key.
     """
     findings: list[Finding] = []
-    kinds = ("token_mixer", "channel_mixer", "norm", "reducer", "transition", "stem", "head", "block")
-    found = [subject for kind in kinds for subject in subjects(kind) if subject.component.key() == key]
+    found = [subject for kind in CHECKED_KINDS for subject in subjects(kind) if subject.component.key() == key]
     if not found:
         raise InputError("nothing of this name can be checked", where=key, hint="`nas list components` shows them")
     for check, subject, run in [*_subject_checks(found), *_limit_checks(found)]:
@@ -228,7 +244,16 @@ def _compile(graph: Graph) -> Artifact:
     from codegen import targets
     from codegen.compile import compile_graph
 
-    return compile_graph(graph, initialize(graph, 0), targets.get("cpu"))
+    return compile_graph(graph, _opened(graph), targets.get("cpu"))
+
+
+def _opened(graph: Graph) -> Params:
+    """Initial values, but drawn for matrices that start at 0: behind a gate that is shut nothing could be compared."""
+    params = initialize(graph, 0)
+    for name, node in graph.parameters.items():
+        if isinstance(node.op, Parameter) and node.op.init == "constant(0)" and len(node.op.axes) > 1:
+            params[name] = draw(replace(node.op, init="fan_in"), 0)
+    return params
 
 
 def _uses_fast_kernels(kernels: Sequence[Mapping[str, Any]]) -> None:
@@ -248,12 +273,12 @@ def _lowers_the_loss(architecture: Architecture, signature: Signature) -> float:
         signature = replace(signature, seq_len=min(signature.seq_len, TRAINING_TOKENS))
     graph = architecture.graph(signature, batch=TRAINING_BATCH)
     inputs, targets = _batch(signature)
-    module = to_module(graph, initialize(graph, 0))
+    module = to_module(graph, _opened(graph))
     weights = [weight for weight in module.parameters() if weight.requires_grad]
 
     def loss() -> torch.Tensor:
         output = module(**inputs)[signature.output_name]
-        if signature.output == "forecast":
+        if signature.output in NUMBERS:
             return (output - targets).square().mean()
         return torch.nn.functional.cross_entropy(output.flatten(0, -2), targets.flatten())
 
@@ -287,14 +312,27 @@ def _batch(signature: Signature) -> tuple[dict[str, Any], Any]:
     else:
         given = rng.standard_normal(shape).astype(np.float32)
     wanted = signature.output_shape(TRAINING_BATCH)
-    if signature.output == "forecast":
+    if signature.output in NUMBERS:
         targets = torch.from_numpy(rng.standard_normal(wanted).astype(np.float32))
     else:
         targets = torch.from_numpy(rng.integers(0, wanted[-1], wanted[:-1]))
-    return {signature.input_name: torch.from_numpy(given)}, targets
+    inputs = {signature.input_name: torch.from_numpy(given)}
+    return inputs | _side_inputs(signature, rng), targets
+
+
+def _side_inputs(signature: Signature, rng: np.random.Generator) -> dict[str, Any]:
+    """Random values of the inputs that a condition adds."""
+    import torch
+
+    condition = signature.condition
+    inputs: dict[str, Any] = {}
+    for name, kind in condition.inputs(TRAINING_BATCH).items() if condition else ():
+        labels = condition.num_labels if condition and name == "label" else 0
+        given = rng.integers(0, labels, kind.shape) if labels else rng.uniform(0.0, LONGEST_TIME, kind.shape)
+        inputs[name] = torch.from_numpy(given.astype(NUMPY_DTYPES[kind.dtype]))
+    return inputs
 
 
 def known_components() -> tuple[str, ...]:
     """Keys of all components that can be checked alone."""
-    kinds = ("token_mixer", "channel_mixer", "norm", "reducer", "transition", "stem", "head", "block")
-    return tuple(sorted({key for kind in kinds for key in components(kind)}))
+    return tuple(sorted({key for kind in CHECKED_KINDS for key in components(kind)}))

@@ -188,7 +188,9 @@ def _component_of_layer(model: ModelConfig, number: int, path: list[str]) -> str
 
 def _ends(model: ModelConfig, signature: Signature) -> dict[str, ComponentConfig]:
     """The components outside the layers by their scopes."""
+    conditioner = model.conditioner_for(signature)
     return {
+        **({"condition": conditioner} if conditioner else {}),
         "stem": model.stem_for(signature),
         "head": model.head_for(signature),
         "position": model.position,

@@ -40,8 +40,8 @@ class Axial(Staged):
                 found=repr(self.axes),
             )
         reduced = any(layer.reducer.key != "none" for layer in model.layers)
-        if signature.modality != "video" or len(model.stages) != 1 or reduced:
-            expected = "a video, one stage and no reducer"
+        if signature.modality != "video" or len(model.stages) != 1 or reduced or signature.condition:
+            expected = "a video, one stage, no reducer and no condition"
             raise InputError("the macro axial cannot build this model", where="macro", expected=expected)
 
     def run_layers(self, assembly: Assembly, x: Tensor, layers: Sequence[NumberedLayer], place: Place) -> Tensor:

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ir.builder import Tensor
+from ir.builder import Builder, Tensor
 from ir.component import option
 from ir.errors import InputError
-from searchspaces.macros.staged import Assembly, NumberedLayer, Place, Staged
+from searchspaces.macros.staged import Assembly, NumberedLayer, Place, Staged, Stream
 
 if TYPE_CHECKING:
     from searchspaces.architecture import ModelConfig
@@ -46,12 +46,34 @@ class Looped(Staged):
 
     def run_layers(self, assembly: Assembly, x: Tensor, layers: Sequence[NumberedLayer], place: Place) -> Tensor:
         stop = len(layers) - self.post
-        body, after = layers[self.pre : stop], place
         x = super().run_layers(assembly, x, layers[: self.pre], place)
+        with assembly.b.reuse():
+            if place.stream is None:
+                x = self._loop(assembly, x, layers[self.pre : stop], place)
+            else:
+                x = self._stream(assembly, x, layers[self.pre : stop], place, place.stream)
+        return super().run_layers(assembly, x, layers[stop:], place)
+
+    def _loop(self, assembly: Assembly, x: Tensor, body: Sequence[NumberedLayer], place: Place) -> Tensor:
+        """All turns as one loop; the first stands before it where the others read another input."""
+
+        def turn(b: Builder, carried: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            condition = given[-1] if side else None
+            inside = dataclasses.replace(assembly, b=b, expanded=True, condition=condition)
+            return (super(Looped, self).run_layers(inside, sum(given[: len(added)], carried[0]), body, place),)
+
+        side = () if assembly.condition is None else (assembly.condition,)
+        added, times = ((x,), self.times - 1) if self.inject else ((), self.times)
+        if self.inject or times == 1:
+            x, times = super().run_layers(assembly, x, body, place), self.times - 1
+        return assembly.b.loop(times, turn, (x,), (*added, *side))[0] if times else x
+
+    def _stream(
+        self, assembly: Assembly, x: Tensor, body: Sequence[NumberedLayer], place: Place, stream: Stream
+    ) -> Tensor:
+        """The turns one after the other, each with states of its own."""
         first = x
         for turn in range(self.times):
-            if place.stream is not None:
-                after = Place(place.grid, dataclasses.replace(place.stream, turn=turn))
-            with assembly.b.reuse():
-                x = super().run_layers(assembly, x + first if self.inject and turn else x, body, after)
-        return super().run_layers(assembly, x, layers[stop:], place)
+            after = Place(place.grid, dataclasses.replace(stream, turn=turn))
+            x = super().run_layers(assembly, x + first if self.inject and turn else x, body, after)
+        return x

@@ -26,7 +26,8 @@ class Staged(Macro):
     stem -> position -> layers -> [transition -> position -> layers ...] -> norm, unless the last layer ends with one ->
     head. A causal model is a decoder, any other an encoder that sees both ways. Scopes: `stem`, `position`,
     `layers.0.mixer`, `layers.0.channel_mixer`, `layers.0.norm_mixer`, `layers.0.norm_channel`, `layers.0.reducer`,
-    `transitions.1`, `positions.1`, `norm`, `head`; layers are numbered through all stages.
+    `transitions.1`, `positions.1`, `norm`, `head`; layers are numbered through all stages. Side inputs become one
+    vector of the first stage's width, scope `condition`, for the wirings and the head that read it.
 
     With `normalise` the values of each series are moved and scaled on the way in, and the forecast back again: by the
     `last` value alone (Zeng et al. 2023, NLinear), or by mean and deviation of the `instance` (Kim et al. 2022).
@@ -141,6 +142,7 @@ class Assembly:
         signature: The task's, at its own length, which sizes the table of learned positions.
         expanded: Build components out of operations; otherwise norms and mixers become one node each.
         macro: Says in which order the layers run.
+        condition: Of each example `[B, D]`, for the parts that read it; None in models without one.
     """
 
     b: Builder
@@ -148,6 +150,7 @@ class Assembly:
     signature: Signature
     expanded: bool
     macro: Staged
+    condition: Tensor | None = None
 
     def forward(self, batch: int, signature: Signature) -> Graph:
         """The graph that reads all positions at once, at the length of another signature."""
@@ -155,11 +158,22 @@ class Assembly:
         if problem:
             raise InputError("the stem cannot read this length", where="seq_len", found=problem)
         given = self.b.input(signature.input_name, signature.input_shape(batch), signature.input_dtype)
+        whole = dataclasses.replace(self, condition=self._condition(batch))
         if self.macro.normalise == "none":
-            return self.b.build(**{signature.output_name: self._model(given, None)})
+            return self.b.build(**{signature.output_name: whole._model(given, None)})
         shift, scale = self._statistics(given)
-        y = self._model((given - shift) / scale, None) * scale + shift
+        y = whole._model((given - shift) / scale, None) * scale + shift
         return self.b.build(**{signature.output_name: y})
+
+    def _condition(self, batch: int) -> Tensor | None:
+        """The side inputs of a batch as one vector for each example."""
+        conditioner, condition = self.parts.conditioner, self.signature.condition
+        if conditioner is None or condition is None:
+            return None
+        types = condition.inputs(batch)
+        inputs = {name: self.b.input(name, kind.shape, kind.dtype) for name, kind in types.items()}
+        with self.b.scope("condition"):
+            return conditioner.build(self.b, inputs, self.parts.stages[0].d_model, condition)
 
     def _statistics(self, series: Tensor) -> tuple[Tensor, Tensor | float]:
         """What each variate of `[B, T, C]` is made relative to, `[B, 1, C]`, and the unit that it is measured in."""
@@ -198,6 +212,8 @@ class Assembly:
         if parts.final_norm is not None:
             x = self._norm("norm", parts.final_norm, x)
         with b.scope("head"):
+            if self.condition is not None:
+                return parts.head.build_conditioned(b, self._sequence(x), self.signature, self.condition)
             return parts.head.build(b, self._sequence(x), self.signature)
 
     def layer(self, x: Tensor, number: int, layer: LayerModel, place: Place) -> Tensor:
@@ -254,7 +270,7 @@ class Assembly:
         def norm(name: str, x: Tensor) -> Tensor:
             return self._norm(name, self.parts.norm, x)
 
-        return LayerParts(mix, channel if channel_mixer else None, norm, parameter, reduce)
+        return LayerParts(mix, channel if channel_mixer else None, norm, parameter, reduce, self.condition)
 
     def _place(
         self, kind: str, part: Part[TokenMixer] | Part[ChannelMixer], x: Tensor, grid: tuple[int, ...] | None

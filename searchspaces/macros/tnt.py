@@ -52,8 +52,8 @@ class Tnt(Macro):
         max_len: int | None = None,
         expanded: bool = True,
     ) -> Graph:
-        if mode == "step" or signature.modality != "image" or len(model.stages) != 1:
-            expected = "images, one stage and no streaming"
+        if mode == "step" or signature.modality != "image" or len(model.stages) != 1 or signature.condition:
+            expected = "images, one stage, no streaming and no condition"
             raise InputError("the macro tnt cannot build this model", where="macro", expected=expected)
         if batch < 1 or seq_len not in (None, signature.positions):
             raise InputError("an image has a fixed size, and a batch an image", where="seq_len", found=str(seq_len))

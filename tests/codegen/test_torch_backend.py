@@ -25,6 +25,7 @@ from ir.ops import elementwise as ew
 from ir.ops.convolution import Pool
 from ir.ops.elementwise import Cast, Compare
 from ir.ops.recurrence import DECAYS, FORMS, Decay, Form
+from ir.ops.sorting import TopK
 from ir.passes.lower_precision import LowerPrecision
 from ir.text import print_graph
 from ir.types import Axis
@@ -58,8 +59,9 @@ def draw(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
 
 def in_torch(module: GraphModule, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a module on numpy arrays."""
-    results = module(**{name: torch.from_numpy(np.asarray(array)) for name, array in inputs.items()})
-    return {name: tensor.detach().numpy() for name, tensor in results.items()}
+    with torch.no_grad():  # no batch norm whose statistics are computed has a gradient
+        results = module(**{name: torch.from_numpy(np.asarray(array)) for name, array in inputs.items()})
+    return {name: tensor.numpy() for name, tensor in results.items()}
 
 
 def check(graph: Graph, inputs: dict[str, np.ndarray] | None = None) -> None:
@@ -324,8 +326,8 @@ def test_attention_query_without_keys_gives_zeros() -> None:
     assert all(tensor.grad is not None and torch.isfinite(tensor.grad).all() for tensor in inputs.values())
 
 
-EXACT = [recipe for op, recipe in random_graphs.RECIPES.items() if op not in (Cast, Compare)]
-"""Operations that stay in one precision: a cast to float32 rounds in torch and not in the interpreter."""
+EXACT = [recipe for op, recipe in random_graphs.RECIPES.items() if op not in (Cast, Compare, TopK)]
+"""Operations that stay in one precision: a cast to float32, such as top-k's of positions, rounds in torch alone."""
 
 
 @settings(max_examples=60)

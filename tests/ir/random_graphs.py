@@ -17,6 +17,7 @@ from ir.interpret import evaluate
 from ir.op import Op
 from ir.ops.attention import Attention, Rope
 from ir.ops.contraction import Matmul
+from ir.ops.control import Loop
 from ir.ops.convolution import Conv, Pool
 from ir.ops.elementwise import (
     Abs,
@@ -201,6 +202,19 @@ def _top_k(p: Pool_) -> tuple[Tensor, ...]:
     x = p.any(1)
     values, positions = p.b.top_k(x, p.integer(1, x.shape[-1]), largest=p.flag())
     return values, p.b.cast(positions, "float32")
+
+
+def _loop(p: Pool_) -> tuple[Tensor, ...]:
+    x = p.any(1)
+    p.made += 1
+    name, other, swaps = f"p{p.made}", p.like(*x.shape), p.flag()
+
+    def turn(b: Builder, carried: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (first, second), weight = carried, b.parameter(name, ((Axis("c", x.shape[-1]),),))
+        mixed = b.tanh(first * weight + given[0])
+        return (second, mixed) if swaps else (mixed, second + first)
+
+    return p.b.loop(p.integer(1, 3), turn, (x, other), (p.beside(x),))
 
 
 def _fft(p: Pool_) -> tuple[Tensor, ...]:
@@ -390,6 +404,7 @@ RECIPES: dict[type[Op], Recipe] = {
     Gather: _gather,
     ScatterAdd: _scatter_add,
     TopK: _top_k,
+    Loop: _loop,
     Fft: _fft,
     Rfft: _rfft,
     Irfft: _irfft,

@@ -14,8 +14,9 @@ from ir.hashing import canonical_hash
 from ir.op import Op
 from ir.ops.attention import Attention, Rope
 from ir.ops.contraction import Matmul
+from ir.ops.control import Body, Loop
 from ir.ops.convolution import Conv, Pool
-from ir.ops.elementwise import Cast, Compare
+from ir.ops.elementwise import Add, Cast, Compare, Sub
 from ir.ops.indexing import DynamicUpdate, Gather, ScatterAdd
 from ir.ops.normalization import BatchNorm, LayerNorm, RmsNorm, Softmax
 from ir.ops.recurrence import OuterScan
@@ -29,6 +30,16 @@ from tests.ir.completeness import missing_rows
 from tests.ir.models import decoder
 
 CUBE = TensorType((3, 3, 3))
+
+
+def body(op: Op, flipped: bool = False) -> Body:
+    """(x, y) -> x op y, or y op x; scopes and the names of inputs differ, which means nothing."""
+    b = Builder()
+    x, y = b.input("y" if flipped else "x", CUBE.shape), b.input("x" if flipped else "y", CUBE.shape)
+    with b.scope("turn" if flipped else ""):
+        return Body(b.build(r=b.apply(op, *((y, x) if flipped else (x, y)))))
+
+
 PLACES = TensorType((3, 3, 3), "int32")
 HEADS = TensorType((1, 3, 2, 2))
 SCALAR = TensorType((), "int32")
@@ -56,6 +67,7 @@ ATTRIBUTES: dict[type[Op], tuple[Op, tuple[TensorType, ...], dict[str, object]]]
     DynamicUpdate: (DynamicUpdate(0), (CUBE, CUBE, SCALAR), {}),
     Gather: (Gather(0), (CUBE, PLACES), {"axis": 1}),
     ScatterAdd: (ScatterAdd(0), (CUBE, PLACES, CUBE), {"axis": 1}),
+    Loop: (Loop(2, body(Add())), (CUBE, CUBE), {"times": 3, "body": body(Sub())}),
     TopK: (TopK(2), (CUBE,), {"k": 1, "largest": False}),
     Fft: (Fft(0), (CUBE, CUBE), {"axis": 1, "inverse": True}),
     Rfft: (Rfft(0), (CUBE,), {"axis": 1}),
@@ -129,6 +141,14 @@ def test_hash_ignores_hints_initial_distributions_and_scopes():
             return b.build(y=b.outer_scan(x, k, x, form=form, chunk=8)[0])  # type: ignore[arg-type]
 
     assert canonical_hash(build("a", "fan_in", "recurrent")) == canonical_hash(build("b.c", "normal(1)", "chunkwise"))
+
+
+def test_hash_of_a_loop_is_that_of_what_its_body_means():
+    """A sum may be turned round, a difference not: which operand is carried counts, names and scopes do not."""
+    sums = [applied(Loop(2, body(Add(), flipped)), (CUBE, CUBE)) for flipped in (False, True)]
+    differences = [applied(Loop(2, body(Sub(), flipped)), (CUBE, CUBE)) for flipped in (False, True)]
+    assert sums[0] == sums[1]
+    assert differences[0] != differences[1]
 
 
 def test_hash_tells_tied_from_untied_parameters():

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ir.builder import Builder
 from ir.errors import GraphError
 from ir.op import Op
 from ir.ops.attention import Attention, Rope
 from ir.ops.contraction import Matmul
+from ir.ops.control import Body, Loop
 from ir.ops.convolution import Conv, Pool
 from ir.ops.elementwise import (
     Abs,
@@ -315,6 +317,24 @@ def check_scatter_add() -> None:
     close(((found - base) * x).sum(), (updates * gathered).sum())
 
 
+def check_loop() -> None:
+    """Turns of x = a x + b from 1 are a^T + b (a^T - 1) / (a - 1)."""
+    op = Loop(5, geometric_body())
+    value, last = op.evaluate(np.array([1.0, 2.0]), np.array([0.0, 0.0]), np.array([2.0, 3.0]), np.array([0.5, -1.0]))
+    turns = [2.0**5 + 0.5 * (2.0**5 - 1), 2 * 3.0**5 - (3.0**5 - 1) / 2]
+    before = [2.0**4 + 0.5 * (2.0**4 - 1), 2 * 3.0**4 - (3.0**4 - 1) / 2]
+    assert np.allclose(value, turns, rtol=1e-14)  # float64
+    assert np.allclose(last, before, rtol=1e-14)
+
+
+def geometric_body() -> Body:
+    """(x, previous, a, b) -> (a x + b, x)."""
+    b = Builder()
+    x, previous, rate, step = (b.input(name, (2,)) for name in ("x", "previous", "rate", "step"))
+    del previous
+    return Body(b.build(after=x * rate + step, before=x))
+
+
 def check_top_k() -> None:
     """Python's stable sort, of numbers of which many are equal."""
     x = np.array([[2.0, -1.0, 2.0, 0.0, -0.0, 5.0], [1.0, 1.0, 1.0, -7.0, np.inf, -np.inf]])
@@ -407,6 +427,7 @@ UNIT: dict[type[Op], Callable[[], None]] = {
     Gather: check_gather,
     ScatterAdd: check_scatter_add,
     TopK: check_top_k,
+    Loop: check_loop,
     Fft: check_fft,
     Rfft: check_rfft,
     Irfft: check_irfft,
@@ -454,6 +475,9 @@ HEADS = TensorType((2, 5, 4, 6))
 
 REFUSED: list[tuple[Op, tuple[TensorType, ...]]] = [
     (Exp(), (IDS,)),
+    (Loop(0, geometric_body()), (TensorType((2,)),) * 4),
+    (Loop(2, geometric_body()), (TensorType((2,)),) * 3),
+    (Loop(2, geometric_body()), (TensorType((3,)),) * 4),
     (Exp(), (X, X)),
     (Add(), (X, TensorType((2, 3, 5)))),
     (Add(), (X, IDS)),

@@ -11,7 +11,7 @@ import pytest
 from ir.builder import Builder, Tensor
 from ir.component import Component as ComponentClass
 from ir.component import Norm, option
-from ir.errors import GraphError
+from ir.errors import GraphError, ParseError
 from ir.graph import Graph, Node, Value
 from ir.interpret import evaluate
 from ir.op import Array
@@ -30,6 +30,7 @@ from ir.passes.lower_batch_norm import LowerBatchNorm
 from ir.passes.lower_convolutions import LowerConvolutions
 from ir.passes.lower_precision import LowerPrecision, precision_of
 from ir.passes.merge_branches import MergeBranches
+from ir.passes.unroll_loops import UnrollLoops
 from ir.rewrite import Replacement, Rewriter, rebuild, rewrite
 from ir.serialize import graph_from_json, graph_to_json
 from ir.text import parse_graph, print_graph
@@ -547,3 +548,82 @@ def test_lower_precision_knows_its_precisions():
     """A misspelt precision is refused before any graph is seen."""
     with pytest.raises(GraphError, match="float32 or bfloat16"):
         LowerPrecision("bf16")
+
+
+LOOP = """graph main {
+  %0 = input "x" : float32[2, 3]
+  %1 = input "y" : float32[2, 3]
+  %2 = parameter "layer.w" (c=3) init="fan_in" @ layer
+  %3.0, %3.1 = loop %0, %1, %2 {times=2, body=graph main {
+    %0 = input "x0" : float32[2, 3] @ layer
+    %1 = input "x1" : float32[2, 3] @ layer
+    %2 = input "layer.w" : float32[3] @ layer
+    %3 = mul %0, %2 : float32[2, 3] @ layer
+    return y0=%1, y1=%3
+  }} : float32[2, 3], float32[2, 3] @ layer
+  return r=%3.0
+}
+"""
+
+
+def looped() -> Graph:
+    """Two values that change places, one of them scaled by a weight of the model."""
+    b = Builder()
+    x, y = b.input("x", (2, 3)), b.input("y", (2, 3))
+
+    def turn(inner: Builder, carried: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        del given
+        return carried[1], carried[0] * inner.parameter("w", ((Axis("c", 3),),))
+
+    with b.scope("layer"):
+        result, _ = b.loop(2, turn, (x, y))
+    return b.build(r=result)
+
+
+def test_loop_prints_its_body_and_parses_back():
+    """Parameters of the body belong to the model; inside they are inputs of the same names."""
+    assert print_graph(looped()) == LOOP
+    assert print_graph(parse_graph(LOOP)) == LOOP
+
+
+def test_unrolled_loop_is_its_turns():
+    """Weights are read in each turn, scopes stay, results keep their order."""
+    unrolled = UnrollLoops()(looped())
+    assert print_graph(unrolled).splitlines()[4:] == [
+        "  %3 = mul %0, %2 : float32[2, 3] @ layer",
+        "  return r=%3",
+        "}",
+    ]
+    assert UnrollLoops()(unrolled) is unrolled
+
+
+def test_loop_of_a_loop_is_unrolled_and_parses_back():
+    """Loops nest: 2 turns of 3 turns are 6."""
+    b = Builder()
+
+    def inner(c: Builder, carried: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (carried[0] * c.parameter("w", ((Axis("c", 3),),)) + given[0],)
+
+    def outer(c: Builder, carried: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return c.loop(3, inner, carried, given)
+
+    x = b.input("x", (2, 3))
+    (y,) = b.loop(2, outer, (x,), (x,))
+    graph = b.build(y=y)
+    assert print_graph(parse_graph(print_graph(graph))) == print_graph(graph)
+    assert sum(isinstance(node.op, Mul) for node in UnrollLoops()(graph).nodes) == 6
+    given, weight = np.arange(6.0).reshape(2, 3) / 8, np.array([0.5, -1.0, 1.0])
+    expected = given
+    for _ in range(6):
+        expected = expected * weight + given
+    assert np.array_equal(evaluate(graph, {"x": given}, {"w": weight})["y"], expected)  # all numbers are exact
+
+
+def test_bodies_that_cannot_be_are_refused():
+    """A body with a parameter has no meaning; text with loops in loops has an end."""
+    wrong = LOOP.replace('input "layer.w" : float32[3] @', 'parameter "layer.w" (c=3) init="fan_in" @', 1)
+    with pytest.raises(ParseError, match="operands do not fit the body"):
+        parse_graph(wrong)
+    nested = "graph main { %0 = loop {times=1, body=" * 10
+    with pytest.raises(ParseError, match="nested too deeply"):
+        parse_graph(nested)

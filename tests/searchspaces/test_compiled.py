@@ -14,7 +14,9 @@ from ir.component import ChannelMixer, Norm, TokenMixer
 from ir.graph import Graph
 from nas.checks.subjects import Subject, random_inputs, random_params, run, subjects
 
-EVERYTHING = subjects("token_mixer", "channel_mixer", "norm", "reducer", "transition", "stem", "head", "block")
+EVERYTHING = subjects(
+    "token_mixer", "channel_mixer", "norm", "reducer", "transition", "stem", "conditioner", "head", "block"
+)
 MIXERS = [subject for subject in EVERYTHING if isinstance(subject.component, TokenMixer)]
 CAUSAL = [subject for subject in MIXERS if subject.mixer.is_causal]
 WITH_FORMS = [subject for subject in MIXERS if subject.mixer.forms]

@@ -8,12 +8,13 @@ import pytest
 
 from ir.builder import Builder
 from ir.component import KINDS, Position, TokenMixer
+from ir.initializers import initialize
 from ir.interpret import evaluate
 from nas.checks.component import CHECKS, limit_holds, relative_error
 from nas.checks.subjects import random_params, subjects
 from searchspaces import reference, registry
 
-ALONE = ("token_mixer", "channel_mixer", "norm", "reducer", "transition", "stem", "head", "block")
+ALONE = ("token_mixer", "channel_mixer", "norm", "reducer", "transition", "stem", "conditioner", "head", "block")
 COMPONENTS = [
     pytest.param(kind, key, component, id=f"{kind}-{key}")
     for kind in KINDS
@@ -96,6 +97,17 @@ def test_learned_position_adds_its_table():
     found = evaluate(graph, {"x": x, "heads": np.zeros((2, 3, 3, 4))}, params)["x_out"]
     assert params["table"].shape == (5, 6)
     close(found, x + params["table"][:3], 1e-12)
+
+
+@pytest.mark.parametrize("tokens", [3, 4, 5])
+def test_positions_on_the_plane_tell_column_and_row(tokens):
+    """Six channels: sine, cosine and sine of the column, then of the row, on a square of side 3 for 5 tokens."""
+    graph = position_graph(position_of("sinusoidal2d"), tokens, streaming=False)
+    found = evaluate(graph, {"x": np.zeros((2, tokens, 6)), "heads": np.zeros((2, tokens, 3, 4))}, initialize(graph, 0))
+    slow = 10000.0 ** (-2 / 3)
+    for t in range(tokens):
+        waves = [[np.sin(n), np.cos(n), np.sin(n * slow)] for n in (t % 3, t // 3)]
+        close(found["x_out"][1, t], np.concatenate(waves), 1e-6)  # the table is float32
 
 
 @pytest.mark.parametrize(

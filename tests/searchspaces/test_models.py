@@ -20,7 +20,7 @@ from ir.passes.expand_components import ExpandComponents
 from ir.verify import verify
 from searchspaces import registry, resolve
 from searchspaces.architecture import Architecture, ComponentConfig, LayerConfig, ModelConfig, StageConfig
-from searchspaces.signature import Signature
+from searchspaces.signature import Condition, Signature
 
 of = ComponentConfig.of
 TEXT = Signature(modality="tokens", output="next_token", seq_len=9, vocab_size=13)
@@ -28,7 +28,11 @@ LABELLED = Signature(modality="tokens", output="class", seq_len=9, vocab_size=13
 IMAGE = Signature(modality="image", output="class", image_size=6, channels=3, num_classes=5)
 SERIES = Signature(modality="series", output="forecast", seq_len=11, variates=2, horizon=3)
 VIDEO = Signature(modality="video", output="forecast", seq_len=2, image_size=8, channels=1, horizon=3)
-SIGNATURES = {"text": TEXT, "labelled": LABELLED, "image": IMAGE, "series": SERIES, "video": VIDEO}
+TIMED = Condition(timestep=True, num_labels=3)
+NOISY = Signature(modality="image", output="denoise", image_size=6, channels=3, out_channels=6, condition=TIMED)
+SIGNATURES = {"text": TEXT, "labelled": LABELLED, "image": IMAGE, "series": SERIES, "video": VIDEO, "noisy": NOISY}
+WIRINGS = registry.components("block")
+CONDITIONED = {key for key, wiring in WIRINGS.items() if getattr(wiring, "conditioned", False)}
 ATTENTION = of("softmax_attention", num_heads=2)
 MIXERS = {
     "softmax_attention": of("softmax_attention", num_heads=2, num_kv_heads=1, window=4),
@@ -63,18 +67,25 @@ def count(graph) -> int:
     return sum(node.types[0].size for node in graph.parameters.values())
 
 
-@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+@pytest.mark.parametrize("task", SIGNATURES)
 @pytest.mark.parametrize("channel", ["mlp", "swiglu", "none"])
-@pytest.mark.parametrize("wiring", registry.default_registry().keys("block"))
-def test_model_trains_with_every_wiring_and_end(wiring, channel, signature):
-    """The graph verifies, has the task's input and output, and a loss sends finite gradients to every parameter."""
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_model_trains_with_every_wiring_and_end(wiring, channel, task):
+    """The graph verifies, has the task's inputs and output, and a loss sends finite gradients to every parameter."""
+    signature = SIGNATURES[task]
     causal = signature.output == "next_token"
+    if wiring in CONDITIONED:
+        if causal:
+            pytest.skip("a model of the next token takes no condition")
+        signature = dataclasses.replace(signature, condition=TIMED)
     model = architecture(ATTENTION, of("mamba"), wiring=wiring, channel=channel, position="learned", causal=causal)
     graph = verify(model.graph(signature, batch=2))
     ((name, value),) = graph.outputs
     assert (name, graph.type_of(value).shape) == (signature.output_name, signature.output_shape(2))
     module = to_module(graph, seed=0)
-    module(**{signature.input_name: torch.from_numpy(random_input(signature, 2))})[name].square().mean().backward()
+    given = {signature.input_name: torch.from_numpy(random_input(signature, 2))}
+    side = {"timestep": torch.tensor([0.5, 7.0]), "label": torch.tensor([0, 2])} if signature.condition else {}
+    module(**given, **side)[name].square().mean().backward()
     for parameter, tensor in module.named_parameters():
         assert tensor.grad is not None, f"{parameter} is not used"
         assert torch.isfinite(tensor.grad).all(), parameter
@@ -166,11 +177,12 @@ def test_model_ends_with_one_norm():
     assert [sum(isinstance(node.op, LayerNorm) for node in graph.nodes) for graph in (post, pre)] == [2, 3]
 
 
-@pytest.mark.parametrize("wiring", registry.default_registry().keys("block"))
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_compact_model_expands_to_the_same_graph(wiring):
     """Norms and mixers as single nodes, expanded by the pass, give the graph that is built at once."""
     model = architecture(*MIXERS.values(), of("softmax_attention", num_heads=3), wiring=wiring, position="alibi")
-    compact, expanded = model.graph(TEXT, batch=2, expanded=False), model.graph(TEXT, batch=2)
+    signature = dataclasses.replace(LABELLED, condition=TIMED) if wiring in CONDITIONED else TEXT
+    compact, expanded = model.graph(signature, batch=2, expanded=False), model.graph(signature, batch=2)
     verify(compact, allow_components=True)
     calls = [node.op.kind for node in compact.nodes if isinstance(node.op, Component)]
     assert calls.count("token_mixer") == calls.count("channel_mixer") == 9

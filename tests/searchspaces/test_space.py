@@ -43,8 +43,21 @@ SPACES = {
         model={"position": {"choice": ["none", "rope"]}, "norm": {"choice": ["rms_norm", "layer_norm"]}},
     ),
     "aliases": _space(mixers=("gla",), channel=({"swiglu": {"expansion": {"range": [1.0, 2.0, 0.5]}}}, "geglu")),
+    "ordered": _space(
+        mixers=("pooling", "softmax_attention", "gla"),
+        channel=("none",),
+        model={"d_model": 64, "depth": {"range": [1, 4, 1]}},
+        constraints={"order": [["pooling"], ["softmax_attention"]]},
+    ),
+    "ordered and required": _space(
+        mixers=("pooling", "softmax_attention", "gla"),
+        model={"d_model": 64},
+        constraints={"order": [["pooling"], ["gla", "softmax_attention"]], "at_least_one_of": ["gla"]},
+    ),
     "one architecture": _space(mixers=("pooling",), channel=("none",), model={"d_model": 64, "depth": 2}),
 }
+
+TURNS = [{"choice": ["pooling", "softmax_attention"]}, "softmax_attention"]
 
 SIGNATURES = {
     "char_lm": Signature(modality="tokens", output="next_token", seq_len=32, vocab_size=50),
@@ -135,7 +148,8 @@ def test_mutate_changes_one_choice(space):
         assert (child == parent) == (space.size() == 1)
         before, after = space.choices(parent), space.choices(child)
         changed = [path for path in before.keys() & after.keys() if before[path] != after[path]]
-        assert len(changed) <= 1 or "model.d_model" in changed or "model.position" in changed
+        redrawn = "model.d_model" in changed or "model.position" in changed or space.tree.order.groups
+        assert len(changed) <= 1 or redrawn
 
 
 def test_mutate_reaches_every_axis():
@@ -245,6 +259,48 @@ def test_required_components_are_in_every_architecture():
     for _ in range(200):
         keys = {layer.token_mixer.key for layer in space.sample(rng).model.layers}
         assert "gated_linear_attention" in keys
+
+
+def test_ordered_components_switch_once():
+    """Draws of a deep model never go back to an earlier group, and switch at every depth equally readily."""
+    space = _space(
+        mixers=("pooling", "softmax_attention"),
+        channel=("none",),
+        model={"d_model": 64, "depth": 12},
+        constraints={"order": [["pooling"], ["softmax_attention"]]},
+    )
+    rng = np.random.default_rng(0)
+    switches: Counter[int] = Counter()
+    for _ in range(1300):
+        keys = [layer.token_mixer.key for layer in space.sample(rng).model.layers]
+        assert keys == sorted(keys, key=["pooling", "softmax_attention"].index)
+        switches[keys.count("pooling")] += 1
+    assert space.size() == len(switches) == 13
+    parent = space.sample(rng)
+    assert {space.mutate(parent, rng) for _ in range(50)} - {parent}
+
+
+def test_order_holds_through_stages_and_patterns():
+    """A convolution after attention is no architecture, in whichever stage or turn either stands."""
+    data = {
+        "schema": 1,
+        "name": "pyramid",
+        "model": {"task": "digits", "stem": {"image_patches": {"patch_size": 2}}},
+        "stages": [
+            {"d_model": 16, "depth": {"choice": [1, 3]}},
+            {"d_model": 32, "depth": 3, "transition": "conv_downsample", "block": {"token_mixer": {"pattern": TURNS}}},
+        ],
+        "block": {
+            "token_mixer": {"choice": ["pooling", "softmax_attention"], "per_layer": True},
+            "channel_mixer": "mlp",
+        },
+        "constraints": {"order": [["pooling"], ["softmax_attention"]]},
+    }
+    space = Space.from_dict(data)
+    every = list(space.enumerate())
+    assert space.size() == len(set(every)) == len(every) == 2 + 4  # the switch lies before, between or after the layers
+    rng = np.random.default_rng(0)
+    assert {space.sample(rng) for _ in range(200)} == set(every)
 
 
 def test_alias_presets_reach_the_architecture():

@@ -1,0 +1,1 @@
+"""Conditioners, one a file: side inputs of each example to one vector."""
