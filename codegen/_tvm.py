@@ -6,6 +6,8 @@ here: the runtime alone is enough for that, and `codegen.runtime` loads it by it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -61,12 +63,15 @@ __all__ = [
     "Target",
     "compile_functions",
     "device_array",
+    "flatten_kernels",
+    "pointer_type",
     "relax",
     "te",
     "tir_builder",
     "tirx",
     "topi",
     "tvm",
+    "write_object",
 ]
 
 TIR_PIPELINE: Final = "nas_kernels"
@@ -93,6 +98,33 @@ def compile_functions(functions: dict[str, PrimFunc], target: Any) -> Any:
     """
     named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
     return tvm.compile(IRModule(named), target, tir_pipeline=TIR_PIPELINE)
+
+
+def flatten_kernels(kernels: Mapping[str, PrimFunc], target: dict[str, Any]) -> dict[str, PrimFunc]:
+    """Return generated kernels by symbol with one-dimensional buffers, bound to the target but not to a way to call."""
+    here = _with_itself_as_host(target)
+    module = IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})
+    passes = [tirx.transform.BindTarget(here), tirx.transform.FlattenBuffer(), tirx.transform.StmtSimplify()]
+    flat = tvm.transform.Sequential(passes)(module)
+    return {name.name_hint: kernel for name, kernel in flat.functions.items()}
+
+
+def write_object(functions: Mapping[str, PrimFunc], target: dict[str, Any], path: Path) -> None:
+    """Compile functions of pointers, each called by its symbol as a C function, into an object file."""
+    here = _with_itself_as_host(target)
+    attributes = {"tirx.noalias": True, "target": here}
+    named = {name: f.with_attrs({"global_symbol": name, **attributes}) for name, f in functions.items()}
+    _, finalize_host, _ = _pipelines.get_tir_pipeline("default")
+    tvm.get_global_func("target.build.llvm")(finalize_host()(IRModule(named)), here).write_to_file(str(path), "o")
+
+
+def pointer_type(dtype: str) -> Any:
+    """Return the type of a pointer to elements in the memory of a CPU."""
+    return T.handle(str(dtype), "global").ty
+
+
+def _with_itself_as_host(target: dict[str, Any]) -> Any:
+    return Target(target).with_host(Target(target))
 
 
 def _kernel_pipeline() -> tuple[Any, Any, Any]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import platform
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,7 +55,9 @@ class Artifact:
         expected_outputs: What the library returned for them, by name.
         target: Fields of the target, see `describe_target`.
         threads: Threads it was compiled for.
-        verification_error: Largest difference from the reference, relative to the output's scale.
+        verification_error: Largest difference from the reference, relative to the output's scale; None where the code
+            was not run. Then the expected outputs are the reference's.
+        unverified: Why the code was not run, empty where it was.
         kernels: For each node, the kernel that serves it.
         memory: Bytes of weights and of what lives between kernels, see `MemoryPlan.describe`.
         latency: Record of a measurement, None before one.
@@ -76,6 +77,7 @@ class Artifact:
     target: Mapping[str, Any]
     threads: int
     verification_error: float | None = None
+    unverified: str = ""
     kernels: Sequence[Mapping[str, Any]] = ()
     memory: Mapping[str, int] = field(default_factory=dict)
     latency: Mapping[str, Any] | None = None
@@ -110,10 +112,11 @@ def describe_target(target: Target) -> dict[str, Any]:
     return {
         "name": target.name,
         "fingerprint": target.fingerprint,
-        "architecture": platform.machine(),
+        "architecture": target.architecture,
         "mcpu": target.mcpu,
         "isa": target.isa.name,
         "features": list(target.features),
+        **({"triple": target.triple} if target.triple else {}),
     }
 
 
@@ -164,6 +167,7 @@ def read(path: str | Path) -> Artifact:
         target=manifest["target"],
         threads=manifest["threads"],
         verification_error=manifest["verification_error"],
+        unverified=manifest["self_test"].get("unverified", ""),
         kernels=manifest["kernels"],
         memory=manifest.get("memory", {}),
         latency=manifest["latency"],
@@ -200,13 +204,19 @@ def _manifest(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
         "graph_hash": artifact.graph_hash,
         "versions": dict(artifact.versions),
         "verification_error": artifact.verification_error,
-        "self_test": {"tolerance": SELF_TEST_TOLERANCE},
+        "self_test": _self_test(artifact),
         "latency": artifact.latency,
         "kernels": [dict(kernel) for kernel in artifact.kernels],
         "memory": dict(artifact.memory),
         "metadata": dict(artifact.metadata),
         "sha256": dict(digests),
     }
+
+
+def _self_test(artifact: Artifact) -> dict[str, Any]:
+    if not artifact.unverified:
+        return {"tolerance": SELF_TEST_TOLERANCE}
+    return {"tolerance": container.TOLERANCES["float32"], "unverified": artifact.unverified}
 
 
 def _check_dtype(where: str, dtype: str) -> None:

@@ -16,12 +16,14 @@ import torch
 from codegen import artifact, lower
 from codegen.artifact import Artifact
 from codegen.container import TOLERANCES, TensorSpec, relative_error
+from codegen.cross import why_not_run
 from codegen.measure import pinned_worker
 from codegen.targets.base import Target
+from codegen.toolchain import RUN_TIMEOUT_S
 from codegen.torch_backend import to_module
 from codegen.tuning import Progress, TuningDatabase, tune
 from codegen.workers import RemoteError, Worker
-from ir.errors import CompileError, VerificationError, did_you_mean
+from ir.errors import CompileError, InputError, VerificationError, did_you_mean
 from ir.graph import Graph, Node, Value
 from ir.hashing import canonical_hash
 from ir.op import Array
@@ -31,12 +33,15 @@ from ir.ops.shape import Reshape
 from ir.ops.structure import NUMPY_DTYPES, Component
 from ir.passes.lower_convolutions import LowerConvolutions
 from ir.passes.lower_precision import LowerPrecision, precision_of
+from ir.passes.unroll_loops import UnrollLoops
 from ir.serialize import graph_to_json
 
 TOLERANCE: Final = TOLERANCES["float32"]
 """Largest difference from torch of a graph in float32."""
 TIMEOUT_S: Final = 120.0
 """Bound on code generation and one run; a model of this tool's sizes takes seconds."""
+FOREIGN_TIMEOUT_S: Final = TIMEOUT_S + RUN_TIMEOUT_S
+"""The same with the run under an emulator."""
 
 _WORKERS: Final[dict[int, Worker]] = {}
 
@@ -61,7 +66,8 @@ def compile_graph(
     Args:
         graph: Graph without component nodes.
         params: A float32 array for each parameter.
-        target: What to compile for; it must be this machine's kind, because the result is run to verify it.
+        target: What to compile for. The result is run to verify it: for another processor under an emulator, and where
+            there is none it is said to be unverified.
         precision: `bfloat16` rounds the operands of products to that, `float32` does not; None leaves every product as
             the graph has it.
         opt_level: 1 takes tuned knobs where the database has them, else each kernel's rule; 3 tunes first.
@@ -71,37 +77,49 @@ def compile_graph(
         progress: Called during tuning with candidates done, candidates in all, and what is tried next.
 
     Returns:
-        The artifact, verified on random inputs.
+        The artifact, verified on random inputs; `unverified` says why where it could not be run.
 
     Raises:
+        InputError: Kernels should be tuned for another processor.
         CompileError: A node has no kernel, or code generation failed.
+        TargetUnavailable: There is no cross compiler for another processor.
         VerificationError: The outputs differ from torch, which rounds alike, by more than `TOLERANCES` allow, without
             Strassen's algorithm too, or are not finite.
         KernelCrash: The generated code ended its process.
         KernelTimeout: It took longer than `TIMEOUT_S`.
     """
-    _require_expanded(graph)
+    require_expanded(graph)
     if opt_level not in (1, 3):
         raise CompileError("unknown optimisation level", expected="1 or 3", found=str(opt_level))
     if precision is not None:
         graph = with_precision(graph, precision)
     database = TuningDatabase.for_target(target, tuning_root)
     if opt_level == 3:
+        if target.is_foreign:
+            raise InputError(
+                "kernels are tuned by measuring them, which takes the processor itself",
+                where="opt_level",
+                expected="-O1",
+                found=f"-O3 for {target.name}",
+            )
         lowered = lower.lower(graph, target, database)
         tune([call.kernel for call in lowered.calls], target, database, trials=tuning_trials, progress=progress)
     inputs = sample_inputs(graph)
-    worker = _worker(target.threads)
+    worker = worker_for(target.threads)
     arguments = (graph, dict(params), target, database, inputs)
+    build, limit_s = lower.build_and_run, TIMEOUT_S
+    if target.is_foreign:
+        build, limit_s = lower.build_elsewhere, FOREIGN_TIMEOUT_S
     with ThreadPoolExecutor(1) as beside:  # torch runs here while the worker builds
         reference = beside.submit(_run_beside, graph, params, inputs)
         graph_hash = beside.submit(canonical_hash, graph)
         try:
-            built, outputs = worker.call(lower.build_and_run, *arguments, timeout_s=TIMEOUT_S)
+            built, outputs = worker.call(build, *arguments, timeout_s=limit_s)
         except RemoteError as error:
             reference.result()  # parameters that do not fit fail here too, and with their names
             raise CompileError("code generation failed", found=error.found) from error
     try:
-        error = _verify(graph, reference.result(), outputs)
+        error = None if outputs is None else _verify(graph, reference.result(), outputs)
     except VerificationError:
         if not any(kernel["knobs"].get("strassen") for kernel in built.kernels):
             raise
@@ -125,10 +143,11 @@ def compile_graph(
         inputs=[_spec(name, node, bounds.get(name)) for name, node in graph.inputs.items()],
         outputs=[TensorSpec(name, graph.type_of(v).shape, graph.type_of(v).dtype) for name, v in graph.outputs],
         example_inputs=inputs,
-        expected_outputs=outputs,
+        expected_outputs=reference.result() if outputs is None else outputs,
         target=artifact.describe_target(target),
         threads=target.threads,
         verification_error=error,
+        unverified=why_not_run(target) if outputs is None else "",
         kernels=built.kernels,
         memory=built.memory,
         metadata=dict(metadata or {}),
@@ -137,7 +156,7 @@ def compile_graph(
 
 def describe_kernels(graph: Graph, target: Target, tuning_root: str | Path | None = None) -> list[dict[str, Any]]:
     """List which kernel serves each node of an expanded graph, without compiling it; see `lower.describe`."""
-    _require_expanded(graph)
+    require_expanded(graph)
     return lower.describe(lower.lower(graph, target, TuningDatabase.for_target(target, tuning_root)))
 
 
@@ -151,7 +170,7 @@ def with_precision(graph: Graph, precision: str) -> Graph:
         hint = did_you_mean(precision, PRECISIONS)
         expected = " or ".join(PRECISIONS)
         raise CompileError("unknown precision", expected=expected, found=repr(precision), hint=hint)
-    return LowerPrecision(precision)(LowerConvolutions()(graph))
+    return LowerPrecision(precision)(LowerConvolutions()(UnrollLoops()(graph)))
 
 
 def sample_inputs(graph: Graph, seed: int = 0) -> dict[str, Array]:
@@ -214,13 +233,19 @@ def _spec(name: str, node: Node, below: int | None) -> TensorSpec:
     return TensorSpec(name, node.types[0].shape, node.types[0].dtype, below=below)
 
 
-def _require_expanded(graph: Graph) -> None:
+def require_expanded(graph: Graph) -> None:
+    """Check that a graph has no component nodes left.
+
+    Raises:
+        CompileError: It has.
+    """
     for node in graph.nodes:
         if isinstance(node.op, Component):
             raise CompileError("a component node is left", where=node.path, hint="run expand_components first")
 
 
-def _worker(threads: int) -> Worker:
+def worker_for(threads: int) -> Worker:
+    """Return this process's worker that generates code for a number of threads."""
     if threads not in _WORKERS:
         _WORKERS[threads] = pinned_worker(threads, preload=("codegen.lower",))
     return _WORKERS[threads]

@@ -5,6 +5,7 @@ Everything here imports TVM and runs in a worker process; `codegen.compile` is t
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import numpy as np
 
 from codegen._tvm import TIR_PIPELINE, PassContext, Target, relax, tvm
 from codegen.cache import LibraryCache, Program
+from codegen.cross import linker, run_library, why_not_run
 from codegen.kernels.base import Array, Kernel, Knobs, storage_dtype
 from codegen.memory import plan_memory
+from codegen.packing import PackedWeights
 from codegen.selection.precision import store_bfloat16
 from codegen.selection.select import aliases, select
 from codegen.selection.state import KernelCall, Static, Table
@@ -24,11 +27,20 @@ from codegen.targets.base import Target as NasTarget
 from codegen.tuning import TuningDatabase
 from ir.errors import CompileError
 from ir.graph import Graph, Value
-from ir.ops.structure import Constant, Parameter
-from ir.passes import canonicalize, cse, dce, fold_constants, lower_batch_norm, lower_convolutions, merge_branches
+from ir.passes import (
+    canonicalize,
+    cse,
+    dce,
+    fold_constants,
+    lower_batch_norm,
+    lower_convolutions,
+    merge_branches,
+    unroll_loops,
+)
 from ir.types import TensorType
 
 PASSES: Final[tuple[Callable[[Graph], Graph], ...]] = (
+    unroll_loops.UnrollLoops(),
     lower_batch_norm.LowerBatchNorm(),
     merge_branches.MergeBranches(),
     lower_convolutions.LowerConvolutions(),
@@ -126,7 +138,7 @@ def build(lowered: Lowered, params: Mapping[str, Array], target: NasTarget, cach
     Raises:
         CompileError: TVM or the linker refuses.
     """
-    weights = _Weights(lowered, params, target)
+    weights = PackedWeights(lowered, params, target)
     key = program(lowered, weights).key(target)
     library = cache.get(key) if cache else None
     if library is None:
@@ -137,7 +149,7 @@ def build(lowered: Lowered, params: Mapping[str, Array], target: NasTarget, cach
     return Built(library, weights.arrays, describe(lowered), memory)
 
 
-def program(lowered: Lowered, weights: _Weights) -> Program:
+def program(lowered: Lowered, weights: PackedWeights) -> Program:
     """State what the library of a lowered graph depends on: values are numbered in order, inputs first."""
     graph = lowered.graph
     alias = aliases(graph, lowered.calls)
@@ -163,70 +175,7 @@ def program(lowered: Lowered, weights: _Weights) -> Program:
     )
 
 
-class _Weights:
-    """Static operands as arrays, each distinct one once."""
-
-    def __init__(self, lowered: Lowered, params: Mapping[str, Array], target: NasTarget) -> None:
-        self.lowered, self.params, self.isa = lowered, params, target.isa
-        self.arrays: dict[str, Array] = {}
-        self._names: dict[tuple[Any, ...], str] = {}
-        self._values: dict[Value, Array] = {}
-
-    def name(self, call: KernelCall, index: int) -> str:
-        """Name of the packed array that serves one static operand."""
-        operand, kernel = call.operands[index], call.kernel
-        assert isinstance(operand, Static | Table)
-        knobs = self.lowered.knobs[kernel.key]
-        layout = (kernel.key, index) if kernel.packs(index) else (kernel.inputs[index].shape,)
-        identity = (operand, layout)
-        if identity not in self._names:
-            array = operand.constant.evaluate() if isinstance(operand, Table) else self._array(operand)
-            array = array.reshape(kernel.inputs[index].shape)
-            packed = kernel.pack(index, array, self.isa, knobs)
-            name = f"{len(self._names)}.{self._label(operand)}"
-            self.arrays[name] = np.asarray(array if packed is None else packed, order="C")
-            self._names[identity] = name
-        return self._names[identity]
-
-    def _array(self, static: Static) -> Array:
-        parts = [self._value(value) for value in static.values]
-        turned = [np.swapaxes(part, -1, -2) if static.transpose else part for part in parts]
-        whole = turned[0] if len(turned) == 1 else np.concatenate(turned, axis=-1)
-        return whole.astype(np.float32, copy=False) if whole.dtype.kind == "f" else whole
-
-    def _value(self, value: Value) -> Array:
-        """Value of a static node; a parameter, which most are, is not computed, so it stays as it is."""
-        node = self.lowered.graph.node(value.node)
-        return np.asarray(self.params[node.op.label]) if isinstance(node.op, Parameter) else self._evaluate(value)
-
-    def _evaluate(self, value: Value) -> Array:
-        """Value of a static node, computed in float64."""
-        if value not in self._values:
-            node = self.lowered.graph.node(value.node)
-            if isinstance(node.op, Parameter):
-                results: tuple[Array, ...] = (np.asarray(self.params[node.op.label], np.float64),)
-            elif isinstance(node.op, Constant):
-                array = node.op.evaluate()
-                results = (array.astype(np.float64) if array.dtype.kind == "f" else array,)
-            else:
-                results = node.op.evaluate_all(tuple(self._evaluate(operand) for operand in node.operands))
-            self._values.update(zip(node.results, results, strict=True))
-        return self._values[value]
-
-    def _label(self, static: Static | Table) -> str:
-        """Names of the parameters behind a static operand, for people."""
-        if isinstance(static, Table):
-            return "table"
-        names: list[str] = []
-        pending = [value.node for value in static.values]
-        while pending:
-            node = self.lowered.graph.node(pending.pop(0))
-            names += [node.op.label] if isinstance(node.op, Parameter) else []
-            pending += [operand.node for operand in node.operands]
-        return "+".join(dict.fromkeys(names)) or "constant"
-
-
-def _relax_module(lowered: Lowered, weights: _Weights, target: NasTarget) -> tvm.IRModule:
+def _relax_module(lowered: Lowered, weights: PackedWeights, target: NasTarget) -> tvm.IRModule:
     """Write `forward(inputs, weights)`, which calls the kernels one after the other on the memory that was planned."""
     graph = lowered.graph
     writer = _ModuleWriter(lowered, target)
@@ -276,7 +225,7 @@ class _ModuleWriter:
         """Write one call; `weight` gives the variable of a static operand."""
         kernel = call.kernel
         if kernel.key not in self._functions:
-            function = _prim_func(kernel, self.target, self.lowered.knobs[kernel.key])
+            function = prim_func(kernel, self.target, self.lowered.knobs[kernel.key])
             self._functions[kernel.key] = self.builder.add_func(function, kernel.symbol[:80])
         arguments = [
             weight(index) if isinstance(operand, Static | Table) else self.read(operand, kernel.inputs[index].shape)
@@ -301,7 +250,12 @@ class _ModuleWriter:
         return self.builder.emit(relax.op.memory.alloc_tensor(storage, 0, shape, dtype))
 
 
-def _prim_func(kernel: Kernel, target: NasTarget, knobs: Knobs) -> Any:
+def prim_func(kernel: Kernel, target: NasTarget, knobs: Knobs) -> Any:
+    """Generate one kernel.
+
+    Raises:
+        CompileError: The generator, or TVM in it, refuses.
+    """
     try:
         return kernel.build(target.isa, knobs)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -316,10 +270,22 @@ def _library(module: tvm.IRModule, target: NasTarget) -> bytes:
             executable = relax.build(module, tvm_target, relax_pipeline=_relax_pipeline(), tir_pipeline=TIR_PIPELINE)
         with tempfile.TemporaryDirectory(prefix="nas-") as folder:
             path = Path(folder) / "library.so"
-            executable.export_library(str(path))
+            executable.export_library(str(path), fcompile=_link(target) if target.is_foreign else None)
             return path.read_bytes()
     except (RuntimeError, TypeError, ValueError) as error:
         raise CompileError("code generation failed", found=str(error)[-2000:]) from error
+
+
+def _link(target: NasTarget) -> Callable[..., None]:
+    """Return what links objects into a library for another processor."""
+    compiler, options = linker(target)
+
+    def link(path: str, objects: Sequence[str], **_: Any) -> None:
+        done = subprocess.run([compiler, "-o", path, *objects, *options], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{compiler}: {done.stderr}")
+
+    return link
 
 
 def _relax_pipeline() -> Any:
@@ -360,3 +326,31 @@ def build_and_run(
     result = machine["forward"](*(tvm.runtime.tensor(np.asarray(array)) for array in arguments))
     tensors = [result] if len(graph.outputs) == 1 else list(result)
     return built, {name: t.numpy() for (name, _), t in zip(graph.outputs, tensors, strict=True)}
+
+
+def build_elsewhere(
+    graph: Graph,
+    params: Mapping[str, Array],
+    target: NasTarget,
+    database: TuningDatabase,
+    inputs: Mapping[str, Array],
+) -> tuple[Built, dict[str, Array] | None]:
+    """Generate a graph's library for another processor and run it once under an emulator where there is one.
+
+    Meant for a worker process.
+
+    Returns:
+        What was built, and the outputs by name; None where it could not be run.
+
+    Raises:
+        TargetUnavailable: There is no cross compiler.
+        KernelCrash: The library ended the emulator.
+    """
+    linker(target)  # rather now than after the work
+    built = build(lower(graph, target, database), params, target, LibraryCache(database.path.parent / "libraries"))
+    if why_not_run(target):
+        return built, None
+    arguments = [*(np.asarray(inputs[name]) for name in graph.inputs), *built.weights.values()]
+    kinds = {name: graph.type_of(value) for name, value in graph.outputs}
+    outputs = {name: (kind.shape, storage_dtype(kind.dtype)) for name, kind in kinds.items()}
+    return built, run_library(built.library, arguments, outputs, target.threads)

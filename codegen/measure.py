@@ -1,20 +1,23 @@
-"""Latency of a compiled artifact on this machine, measured so that the number can be trusted or is marked as noisy.
+"""Latency of compiled artifacts on this machine, measured so that the number can be trusted or is marked as noisy.
 
 Protocol: an exclusive lock on the device; a fresh process pinned to as many CPUs as threads; the artifact's self-test;
-warm-up; then single calls are timed until the 95 % interval of their median (by binomial order statistics) is narrower
-than a given share of the median, or time is up. A fixed reference kernel runs between the calls all the while: when its
-own time drifts, the machine changed under the measurement.
+warm-up; then rounds. In each a fixed reference kernel runs, every model is loaded anew, and each has a turn of single
+calls, in rotating order. Where library and arrays of a model happen to lie in memory changes its time by half a percent
+and more, which the calls of one loading do not tell: so a round counts as one sample, and the 95 % interval of the
+median over rounds (by binomial order statistics) decides when to stop. When the reference kernel's own time drifts, the
+machine changed under the measurement.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,16 +25,23 @@ from typing import Any
 import numpy as np
 
 from codegen import machine, runtime
+from codegen.container import read
 from codegen.workers import Worker
 from ir.errors import InputError, KernelTimeout, MeasurementError, StorageError
 
 _WARM_UP_CALLS = 5
 _WARM_UP_S = 0.1  # lets clocks rise and TVM's workers wake
 _SHORTEST_SAMPLE_S = 50e-6  # shorter calls are timed in groups, so that the clock's own 50 ns stay below 0.1 %
-_CALLS_PER_REFERENCE = 4
+_REFERENCES_PER_ROUND = 4
 _DRIFT_BLOCKS = 4
 _STEADY_RATIO = 1.1  # the reference kernel varies by 2-5 % between blocks on a machine that does nothing else
 _SHORTEST_RUN_S = 0.2  # a burst of another process must not be all that was seen
+_FEWEST_ROUNDS = 6  # the range of six samples holds the median in 97 % of the cases
+_CALLS_PER_TURN = 3
+_SLOW_S = 0.1  # a call this long is its own warm-up, and one of them a turn
+_TURN_WARM_UP_S = 0.02
+_OWN_CPU = 0.95  # interrupts of a quiet machine take less than 1 %
+_TIE = 0.005  # medians known to half a percent that still overlap are equal for all that anybody would do with them
 _GRACE_S = 60.0  # start of the process, loading and self-test, beyond the time for measuring
 
 
@@ -40,18 +50,19 @@ class Latency:
     """One latency measurement.
 
     Attributes:
-        median_ms: Median time of a call.
-        p10_ms: Tenth percentile.
-        p90_ms: Ninetieth percentile.
+        median_ms: Median time of a call, over rounds.
+        p10_ms: Tenth percentile of the samples.
+        p90_ms: Ninetieth percentile of the samples.
         interval_ms: 95 % confidence interval of the median.
         repeats: Timed samples behind these figures.
         threads: Threads that served a call; the process was pinned to as many CPUs.
         reference_ms: Median time of the reference kernel meanwhile; compare it between measurements.
         reference_ratio: Its slowest quarter of the run over its fastest; 1 on a steady machine.
-        noisy: The interval stayed wide or the reference kernel drifted.
+        noisy: The interval stayed wide, the reference kernel drifted, or others took the CPU.
         started: UTC time at the start, ISO 8601.
         seconds: Duration of the whole measurement.
         machine: `codegen.machine.describe()`, versions included.
+        cpu_share: Part of the timed seconds that the calling thread had its CPU; less than 1 where others took it.
     """
 
     median_ms: float
@@ -66,6 +77,7 @@ class Latency:
     started: str
     seconds: float
     machine: Mapping[str, Any]
+    cpu_share: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, which journals and manifests hold."""
@@ -73,8 +85,8 @@ class Latency:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Latency:
-        """Read the JSON form; keys that this version does not know are left out."""
-        known = {field.name: values[field.name] for field in fields(cls)}
+        """Read the JSON form; keys that this version does not know are left out, older ones lack `cpu_share`."""
+        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         return cls(**{**known, "interval_ms": tuple(known["interval_ms"])})
 
 
@@ -82,39 +94,73 @@ def measure_latency(
     artifact_path: str | Path,
     *,
     threads: int | None = None,
-    min_repeats: int = 20,
+    min_rounds: int = 10,
     max_seconds: float = 10.0,
     target_interval: float = 0.02,
 ) -> Latency:
-    """Time an artifact on its own inputs.
+    """Time an artifact on its own inputs; as `measure_together` with one artifact.
 
     Args:
         artifact_path: The `.nas` file.
         threads: Threads to run on; all CPUs of the process when omitted.
-        min_repeats: Samples to take at least.
-        max_seconds: Time for the samples; what is not narrow by then is marked noisy.
+        min_rounds: Rounds to take at least, unless time is up.
+        max_seconds: Time for the rounds; what is not narrow by then is marked noisy.
         target_interval: Width of the median's 95 % interval, relative to the median, at which to stop.
+    """
+    [latency] = measure_together(
+        [artifact_path],
+        threads=threads,
+        min_rounds=min_rounds,
+        max_seconds=max_seconds,
+        target_interval=target_interval,
+    )
+    return latency
+
+
+def measure_together(
+    artifact_paths: Sequence[str | Path],
+    *,
+    threads: int | None = None,
+    min_rounds: int = 10,
+    max_seconds: float = 20.0,
+    target_interval: float = 0.02,
+) -> list[Latency]:
+    """Time several artifacts in turns until the intervals of their medians part.
+
+    A model that is apart from all others sits later rounds out. So do two that overlap still when both intervals are
+    narrower than 0.5 %: they are equal.
+
+    Args:
+        artifact_paths: The `.nas` files; all of them are in memory at once.
+        threads: Threads to run on; all CPUs of the process when omitted.
+        min_rounds: Rounds of everyone, unless time is up; six are taken whatever the time.
+        max_seconds: Time for the rounds, after which what overlaps stays so.
+        target_interval: Width of an interval, relative to its median, above which a model goes on in any case.
+
+    Returns:
+        A record for each artifact.
 
     Raises:
-        ArtifactError: The artifact is damaged, not for this machine, or fails its self-test.
-        MeasurementError: It computes values that are not finite.
-        KernelCrash: It ended the measuring process.
-        KernelTimeout: It hangs.
+        ArtifactError: One is damaged, not for this machine, or fails its self-test.
+        MeasurementError: One computes values that are not finite.
+        KernelCrash: One ended the measuring process.
+        KernelTimeout: One hangs.
     """
     count = machine.check_threads(threads) if threads is not None else len(machine.available_cpus())
-    if min_repeats < 20:
-        raise InputError(
-            "too few repeats for an interval", where="min_repeats", expected=">= 20", found=str(min_repeats)
-        )
-    started, clock = datetime.now(timezone.utc), time.monotonic()
+    if min_rounds < _FEWEST_ROUNDS:
+        raise InputError("too few rounds", where="min_rounds", expected=f">= {_FEWEST_ROUNDS}", found=str(min_rounds))
+    started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
+    paths = [str(path) for path in artifact_paths]
     with device_lock("cpu"), pinned_worker(count) as worker:
-        # Twice the time: the first samples may be cut only after a call, however long that takes.
-        timeout_s = 2 * max_seconds + _GRACE_S
-        samples, references = worker.call(
-            _measure, str(artifact_path), count, min_repeats, max_seconds, target_interval, timeout_s=timeout_s
+        # Far more than the time for rounds: six of slow models may take longer.
+        timeout_s = 4 * max_seconds + _GRACE_S
+        rounds, references, cpu_share = worker.call(
+            _measure, paths, count, min_rounds, max_seconds, target_interval, timeout_s=timeout_s
         )
-    seconds = time.monotonic() - clock
-    return _summarize(samples, references, target_interval, count, started.isoformat(timespec="seconds"), seconds)
+    seconds = (time.monotonic() - clock) / len(paths)
+    summaries = [_summarize(own, references, target_interval, count, started, seconds) for own in rounds]
+    is_crowded = cpu_share < _OWN_CPU
+    return [replace(one, cpu_share=round(cpu_share, 3), noisy=one.noisy or is_crowded) for one in summaries]
 
 
 def pinned_worker(
@@ -186,6 +232,23 @@ def narrow_enough(samples: Sequence[float] | np.ndarray, target_interval: float)
     return high - low <= target_interval * float(np.median(samples))
 
 
+def unsettled(samples: Sequence[Sequence[float]], target_interval: float) -> list[int]:
+    """List whose median is not known well enough: wide intervals, and pairs of intervals that overlap and are no tie.
+
+    Args:
+        samples: Samples of each contestant.
+        target_interval: Widest interval allowed, relative to the median.
+    """
+    ends = [median_interval(own) for own in samples]
+    known = [narrow_enough(own, _TIE) for own in samples]
+    found = {place for place, own in enumerate(samples) if not narrow_enough(own, target_interval)}
+    for one, other in itertools.combinations(range(len(samples)), 2):
+        overlap = ends[one][0] <= ends[other][1] and ends[other][0] <= ends[one][1]
+        if overlap and not (known[one] and known[other]):
+            found |= {one, other}
+    return sorted(found)
+
+
 def reference_kernel() -> Callable[[], object]:
     """Return the fixed workload that tells how fast the machine is: one thread, in the first-level cache."""
     x = np.linspace(0.0, 1.0, 4096, dtype=np.float32)
@@ -234,27 +297,60 @@ def _acquire(descriptor: int, device: str, timeout_s: float | None) -> None:
 
 
 def _measure(
-    path: str, threads: int, min_repeats: int, max_seconds: float, target_interval: float
-) -> tuple[list[float], list[float]]:
-    """Take the samples, in seconds a call, and the reference kernel's; runs in the worker process."""
-    model = runtime.load(path, threads=threads, self_test=False)
-    _check_finite(model)
-    model.self_test()
-    call, reference = model.prepare(), reference_kernel()
-    group, reference_group = warm_up(call), warm_up(reference)
-    samples: list[float] = []
+    paths: Sequence[str], threads: int, min_rounds: int, max_seconds: float, target_interval: float
+) -> tuple[list[list[list[float]]], list[float], float]:
+    """Take the samples of each model by round, in seconds a call; runs in the worker.
+
+    Returns:
+        These samples, those of the reference kernel, and the part of the time of turns that this thread had its CPU.
+    """
+    contestants, reference = [_Contestant(path, threads) for path in paths], reference_kernel()
+    reference_group = warm_up(reference)
+    rounds: list[list[list[float]]] = [[] for _ in paths]
     references: list[float] = []
-    start = time.perf_counter()
-    while True:
-        references.append(time_call(reference, reference_group))
-        call()  # untimed: it brings back to the caches what the reference kernel drove out
-        samples.extend(time_call(call, group) for _ in range(_CALLS_PER_REFERENCE))
+    wall_s = cpu_s = 0.0
+    playing, number, start = list(range(len(paths))), 0, time.perf_counter()
+    while playing:
+        references.extend(time_call(reference, reference_group) for _ in range(_REFERENCES_PER_ROUND))
+        calls = {place: contestants[place].load() for place in playing}
+        first = number % len(playing)
+        for place in playing[first:] + playing[:first]:
+            wall, cpu = time.perf_counter(), time.thread_time()
+            rounds[place].append(contestants[place].take_turn(calls[place]))
+            wall_s, cpu_s = wall_s + time.perf_counter() - wall, cpu_s + time.thread_time() - cpu
+        number += 1
         elapsed_s = time.perf_counter() - start
-        if elapsed_s >= max_seconds:
-            return samples, references
-        enough = len(samples) >= min_repeats and elapsed_s >= _SHORTEST_RUN_S
-        if enough and narrow_enough(samples, target_interval):
-            return samples, references
+        if number >= _FEWEST_ROUNDS and elapsed_s >= max_seconds:
+            break
+        if number >= min_rounds and elapsed_s >= _SHORTEST_RUN_S:
+            playing = unsettled([[float(np.median(turn)) for turn in own] for own in rounds], target_interval)
+    return rounds, references, cpu_s / wall_s
+
+
+class _Contestant:
+    """A sound model that can be loaded again and again, each time at other places in memory."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        self._contents, self._threads = read(path), threads
+        runtime.check_machine(self._contents)
+        model = runtime.LoadedModel(self._contents, threads)
+        _check_finite(model)
+        model.self_test()
+        call = model.prepare()
+        self._is_slow = time_call(call) >= _SLOW_S
+        self._group = 1 if self._is_slow else warm_up(call)
+
+    def load(self) -> Callable[[], object]:
+        """Load the model anew and return its bare call."""
+        return runtime.LoadedModel(self._contents, self._threads).prepare()
+
+    def take_turn(self, call: Callable[[], object]) -> list[float]:
+        """Return the seconds of some calls."""
+        if self._is_slow:
+            call()
+            return [time_call(call)]
+        warm_up(call, _TURN_WARM_UP_S, 2)
+        return [time_call(call, self._group) for _ in range(_CALLS_PER_TURN)]
 
 
 def _check_finite(model: runtime.LoadedModel) -> None:
@@ -272,28 +368,29 @@ def _check_finite(model: runtime.LoadedModel) -> None:
 
 
 def _summarize(
-    samples: list[float],
-    references: list[float],
+    rounds: Sequence[Sequence[float]],
+    references: Sequence[float],
     target_interval: float,
     threads: int,
     started: str,
     seconds: float,
 ) -> Latency:
-    samples_ms = np.asarray(samples) * 1e3
+    samples_ms = np.concatenate(rounds) * 1e3
+    rounds_ms = np.array([np.median(turn) for turn in rounds]) * 1e3
     references_ms = np.asarray(references) * 1e3
     blocks = [float(np.median(block)) for block in np.array_split(references_ms, _DRIFT_BLOCKS) if block.size]
     ratio = max(blocks) / min(blocks)
-    p10_ms, median_ms, p90_ms = (float(value) for value in np.percentile(samples_ms, (10, 50, 90)))
+    p10_ms, p90_ms = (float(value) for value in np.percentile(samples_ms, (10, 90)))
     return Latency(
-        median_ms=median_ms,
+        median_ms=float(np.median(rounds_ms)),
         p10_ms=p10_ms,
         p90_ms=p90_ms,
-        interval_ms=median_interval(samples_ms),
-        repeats=len(samples),
+        interval_ms=median_interval(rounds_ms),
+        repeats=samples_ms.size,
         threads=threads,
         reference_ms=float(np.median(references_ms)),
         reference_ratio=ratio,
-        noisy=ratio > _STEADY_RATIO or not narrow_enough(samples_ms, target_interval),
+        noisy=ratio > _STEADY_RATIO or not narrow_enough(rounds_ms, target_interval),
         started=started,
         seconds=round(seconds, 3),
         machine=machine.describe(),

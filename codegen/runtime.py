@@ -13,6 +13,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -229,6 +230,14 @@ def check_machine(contents: Contents) -> None:
             expected=platform.machine(),
             found=target["architecture"],
             hint="compile the model again on this machine",
+        )
+    if "android" in target.get("triple", "") and not hasattr(sys, "getandroidapilevel"):
+        raise ArtifactError(
+            "the artifact is for another operating system",
+            where=where,
+            expected=platform.system(),
+            found="Android",
+            hint="compile the model again for arm64",
         )
     missing = sorted(set(target["features"]) - machine.cpu_features())
     if missing:

@@ -1,4 +1,4 @@
-"""The functions of the Python API that are nobody else's: `compile`, `load`, `verify` and `get_task`.
+"""The functions of the Python API that are nobody else's: `compile`, `export`, `load`, `verify` and `get_task`.
 
 Loading an artifact needs numpy and the TVM runtime only, so nothing heavier is imported before it is needed.
 """
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from codegen.artifact import Artifact
+    from codegen.formats import Exported
     from codegen.runtime import LoadedModel, VerifyReport
     from codegen.targets.base import Target
     from ir.graph import Graph
@@ -95,6 +96,71 @@ def compile(
         tuning_root=tuning_dir,
         metadata=metadata,
         progress=progress,
+    )
+
+
+def export(
+    model: Trial | Architecture | Graph | Artifact,
+    path: str | Path,
+    *,
+    format: str = "onnx",
+    step: bool = False,
+    target: str | Target = "cpu",
+    task: str | Task | None = None,
+    weights: Weights | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    strassen: bool = True,
+    batch: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+) -> Exported:
+    """Write a model in a format that other programs read, verified against torch where it can be run here.
+
+    Args:
+        model: A trial, an architecture, a graph or an artifact, as for `compile`.
+        path: File or folder to write.
+        format: Name of the format; `codegen.formats.available()` lists them.
+        step: Whether to write the function for one token and the state before it too.
+        target: Target or its name, for formats that hold code.
+        task: Task of an architecture, which fixes inputs and outputs.
+        weights: Parameters by name, as for `compile`.
+        threads: Threads to compile for, for formats that hold code.
+        precision: What the operands of products are rounded to, as for `compile`.
+        strassen: Whether large products may run as seven half ones, for formats that hold code.
+        batch: Sequences in one call.
+        seq_len: Tokens in a sequence; the longest stream that `step` may see.
+        seed: Seed of freshly initialised weights.
+
+    Returns:
+        What was written, and its largest difference from torch.
+
+    Raises:
+        InputError: Something is missing to write this model, or it does not stream.
+        TargetUnavailable: The target is not to be had here.
+        CompileError: It cannot be written in this format.
+        VerificationError: What was made disagrees with torch.
+        StorageError: It could not be written.
+    """
+    from codegen import formats
+    from codegen.compile import with_precision
+
+    into = formats.get(format)
+    shape = {name: size for name, size in (("batch", batch), ("seq_len", seq_len)) if size is not None}
+    graph, own_weights, metadata = _prepare(model, task, shape, weights is None)
+    functions = [graph, _step_graph(model, task, shape)] if step else [graph]
+    if precision is not None:
+        functions = [with_precision(function, precision) for function in functions]
+    resolved = resolve_target(target, threads) if into.NEEDS_TARGET else None
+    if resolved is not None and not strassen:
+        resolved = resolved.without_strassen()
+    return into.export(
+        functions[0],
+        _weights(graph, own_weights if weights is None else weights, seed),
+        Path(path),
+        step=functions[1] if step else None,
+        target=resolved,
+        metadata=metadata,
     )
 
 
@@ -219,6 +285,25 @@ def _prepare(
         expected="a trial, an architecture, a graph or an artifact",
         found=type(model).__name__,
         hint="load a run with nas.load_study, or a space with nas.load_space",
+    )
+
+
+def _step_graph(model: Any, task: str | Task | None, shape: dict[str, Any]) -> Graph:
+    """Return the function of one token, of a trial or an architecture."""
+    from nas.trial import Trial
+
+    if isinstance(model, Trial):
+        assert model.study is not None  # `_prepare` refuses one without
+        context = model.study.evaluator.context(model.architecture, model.number)
+        return context.graph("artifact", mode="step", **(measured_shape(model.study) | shape))
+    if hasattr(model, "graph") and hasattr(model, "to_dict"):
+        return build_graph(model, task, mode="step", **shape)
+    raise InputError(
+        "the step of this model is not known",
+        where="step",
+        expected="a trial or an architecture",
+        found=type(model).__name__,
+        hint="a graph of one step can be written by itself",
     )
 
 

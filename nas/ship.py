@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def compile_trial(
     tuning_trials: int = 0,
     callback: Callback | None = None,
 ) -> None:
-    """Compile one trial with its trained weights, verify it, save it, and record its latency in the file.
+    """Compile one trial with its trained weights, verify and save it, and record its latency where it runs here.
 
     Args:
         study: The trial's study, with a task.
@@ -84,17 +85,20 @@ def compile_trial(
     callback = callback or Callback()
     context = study.evaluator.context(trial.architecture, trial.number)
     graph = context.graph("artifact", **_latency_settings(study))
+    target = context.resolve_target()
     callback.on_stage(trial.number, "compiling")
     artifact = compile_graph(
         graph,
         load_weights(study, trial, graph),
-        context.resolve_target(),
+        target,
         opt_level=opt_level,
         tuning_trials=tuning_trials,
     )
     described = {"trial": trial.number, "hash": trial.hash, "values": trial.values, "units": trial.units}
     described |= {"sources": trial.sources, "architecture": dict(trial.encoded)}
     replace(artifact, metadata={**artifact.metadata, **described}).save(path)
+    if target.architecture != platform.machine():
+        return
     callback.on_stage(trial.number, "measuring")
     record_latency(path, measure_latency(path, threads=context.threads).to_dict())
 

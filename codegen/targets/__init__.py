@@ -12,7 +12,7 @@ from pathlib import Path
 from codegen.targets.base import Target
 from ir.errors import InputError, TargetUnavailable, did_you_mean
 
-_NOT_BUILT = ("arm64", "cuda", "metal", "opencl")
+_NOT_BUILT = ("cuda", "metal", "opencl")
 
 __all__ = ["Target", "available", "get"]
 

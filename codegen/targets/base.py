@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, replace
+from typing import Any
 
 from codegen.kernels.base import Isa
 
@@ -18,6 +20,9 @@ class Target:
         isa: Vector unit and threads, as the kernel generators see them.
         features: Instruction-set flags that compiled code may use, by their /proc/cpuinfo names.
         threads: Threads that share the parallel loops.
+        triple: Architecture, vendor and system as LLVM writes them, such as `aarch64-linux-gnu`; empty for those of
+            this machine.
+        attributes: Extensions that LLVM may use beyond those of `mcpu`, such as `+dotprod`.
     """
 
     name: str
@@ -26,12 +31,26 @@ class Target:
     isa: Isa
     features: tuple[str, ...]
     threads: int
+    triple: str = ""
+    attributes: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """Return the processor architecture as `platform.machine` names it, e.g. `aarch64`."""
+        return self.triple.split("-")[0] or platform.machine()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this machine cannot run the code by itself."""
+        return bool(self.triple)
 
     @property
     def fingerprint(self) -> str:
         """Return the text that names this target in databases and folders, e.g. `cpu-avx512-znver4-t2`."""
         plain = "" if self.isa.strassen else "-plain"
-        return f"{self.name}-{self.isa.name}-{self.mcpu}-t{self.threads}{plain}"
+        system = "-android" if "android" in self.triple else ""
+        extensions = "".join(sorted(word for word in self.attributes if word != "+neon"))
+        return f"{self.name}{system}-{self.isa.name}-{self.mcpu}{extensions}-t{self.threads}{plain}"
 
     def without_strassen(self) -> Target:
         """Return this target for models whose rows or columns differ much in size.
@@ -41,6 +60,15 @@ class Target:
         """
         return replace(self, isa=replace(self.isa, strassen=False))
 
-    def to_tvm(self) -> dict[str, str | int]:
+    def single_threaded(self) -> Target:
+        """Return this target for code that runs on the calling thread alone."""
+        return replace(self, threads=1, isa=replace(self.isa, threads=1))
+
+    def to_tvm(self) -> dict[str, Any]:
         """Return the configuration to construct TVM's own target object from."""
-        return {"kind": self.kind, "mcpu": self.mcpu, "num-cores": self.threads}
+        config: dict[str, Any] = {"kind": self.kind, "mcpu": self.mcpu, "num-cores": self.threads}
+        if self.triple:
+            config["mtriple"] = self.triple
+        if self.attributes:
+            config["mattr"] = list(self.attributes)
+        return config

@@ -1,21 +1,32 @@
-"""`nas compile`: one model, from a run, a graph or a space, to an artifact."""
+"""`nas compile`: one model, from a run, a graph or a space, to an artifact or another format."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ir.errors import InputError
-from nas.cli.options import Json, Model, Pick, TargetName, Threads, TrialNumber, TuningDir
+from nas.cli.compile_matrix import show_matrix
+from nas.cli.options import Json, ModelOrNone, Pick, TargetName, Threads, TrialNumber, TuningDir, parse_list
 from nas.cli.output import console, output, program, tell
+
+if TYPE_CHECKING:
+    from nas.cli.models import Model as FoundModel
 
 
 def compile_model(
-    model: Model,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Artifact to write; NAME.nas by default.")] = None,
+    model: ModelOrNone = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="What to write; NAME.nas by default.")] = None,
     target: TargetName = "cpu",
+    format: Annotated[
+        str, typer.Option("--format", help="What to write: nas, an artifact; onnx; c, a folder without a runtime.")
+    ] = "nas",
+    step: Annotated[
+        bool, typer.Option("--step", help="Write the function for one token and the state before it too.")
+    ] = False,
     trial: TrialNumber = None,
     pick: Pick = "centroid",
     precision: Annotated[
@@ -33,17 +44,44 @@ def compile_model(
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences in one call.")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens in a sequence.")] = None,
     measure: Annotated[bool, typer.Option(help="Measure the latency and record it in the artifact.")] = True,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Write every published architecture, or those named, in every way instead.")
+    ] = False,
+    targets: Annotated[str | None, typer.Option(help="Targets of the matrix, with commas between them.")] = None,
+    formats: Annotated[str | None, typer.Option(help="Formats of the matrix, with commas between them.")] = None,
+    cell_timeout: Annotated[float, typer.Option(min=1.0, help="Seconds for one cell of the matrix.")] = 600.0,
     json: Json = False,
 ) -> None:
-    """Compile a model, verify it against torch, and write it to a .nas file.
+    """Compile a model, verify it against torch, and write it to a .nas file or in another format.
 
     A trial and an artifact keep their trained weights; a graph and an architecture of a space get fresh ones.
     """
     from nas.api import compile as compile_to_artifact
     from nas.cli.models import find_model
 
+    if matrix:
+        show_matrix(
+            model,
+            parse_list(targets, "--targets") if targets else None,
+            parse_list(formats, "--formats") if formats else None,
+            cell_timeout,
+            json,
+        )
+        return
+    if targets or formats:
+        raise InputError("only the matrix has columns", where="--targets, --formats", expected="--matrix", found="none")
+    if model is None:
+        raise InputError("which model?", where="MODEL", expected="a run, an artifact, a graph or a space", found="none")
     if opt_level not in (1, 3):
         raise InputError("no such level", where="-O", expected="-O1 or -O3", found=f"-O{opt_level}")
+    if format != "nas":
+        _refuse_tuning(format, opt_level == 3 or tuning_trials is not None)
+        shape = {"batch": batch, "seq_len": seq_len}
+        code = {"target": target, "threads": threads, "strassen": strassen, "precision": precision}
+        _export(find_model(model, trial=trial, pick=pick), out, format, json, step=step, **shape, **code)
+        return
+    if step:
+        raise InputError("an artifact holds no step yet", where="--step", expected="--format c or onnx", found="nas")
     with output(json) as stream:
         found = find_model(model, trial=trial, pick=pick)
         tell(f"compiling {found.title}" + ("" if found.is_trained else "; its weights are not trained"))
@@ -64,13 +102,16 @@ def compile_model(
             progress=_show_tuning,
         )
         artifact.save(path)
-        latency = _measure(path, artifact.threads) if measure else None
+        here = artifact.target["architecture"] == platform.machine()
+        latency = _measure(path, artifact.threads) if measure and here else None
         facts: dict[str, Any] = {
             "artifact": str(path),
             "target": artifact.target["fingerprint"],
             "threads": artifact.threads,
             "hash": artifact.graph_hash,
             "verification_error": artifact.verification_error,
+            "unverified": artifact.unverified,
+            "runs_here": here,
             "bytes": path.stat().st_size,
             "memory": dict(artifact.memory),
             "latency": latency,
@@ -79,6 +120,36 @@ def compile_model(
             stream.data(facts)
             return
         stream.text(*_describe(facts))
+
+
+def _refuse_tuning(format: str, asked: bool) -> None:
+    if asked:
+        raise InputError("only artifacts are tuned", where="-O3", expected="--format nas", found=f"--format {format}")
+
+
+def _export(found: FoundModel, out: Path | None, format: str, json: bool, **options: Any) -> None:
+    """Write a model in a format that is not the artifact's."""
+    from codegen import formats
+    from nas.api import export
+
+    suffix = formats.get(format).SUFFIX
+    path = out if out is not None else Path(f"{found.name}{suffix}")
+    if suffix:
+        _check_folder(path)
+    with output(json) as stream:
+        tell(f"writing {found.title}" + ("" if found.is_trained else "; its weights are not trained"))
+        exported = export(found.model, path, format=format, task=found.task, **options)
+        if stream.json:
+            stream.data({"format": format, **exported.to_dict()})
+            return
+        error = exported.verification_error
+        stream.text(
+            f"{path}: {exported.size_bytes / 1e6:.2f} MB of {format}",
+            *(f"  and {file}" for file in exported.files[1:] if suffix),
+            f"  not run: {exported.unverified}"
+            if error is None
+            else f"  it and torch differ by {error:.1e} of the output's scale",
+        )
 
 
 def _check_folder(path: Path) -> None:
@@ -112,7 +183,9 @@ def _show_tuning(done: int, total: int, what: str) -> None:
 def _describe(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"{facts['artifact']}: {facts['bytes'] / 1e6:.2f} MB for {facts['target']}",
-        f"  compiled and torch differ by {facts['verification_error']:.1e} of the output's scale",
+        f"  not run: {facts['unverified']}"
+        if facts["unverified"]
+        else f"  compiled and torch differ by {facts['verification_error']:.1e} of the output's scale",
     ]
     if memory := facts["memory"]:
         weights, activations = (memory[key] / 1e6 for key in ("weight_bytes", "activation_bytes"))
@@ -124,4 +197,6 @@ def _describe(facts: dict[str, Any]) -> list[str]:
             f"  {latency['median_ms']:.4g} ms a call, median in [{low:.4g}, {high:.4g}], "
             f"{latency['threads']} thread(s){noisy}"
         )
+    if not facts["runs_here"]:
+        return lines
     return [*lines, "Next:", f"  {program()} bench {facts['artifact']} --against eager,compile"]

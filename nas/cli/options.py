@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -14,12 +14,9 @@ TargetName: TypeAlias = Annotated[str, typer.Option("--target", help="What to co
 Threads: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the compiled model; all CPUs when omitted.")
 ]
-Model: TypeAlias = Annotated[
-    str,
-    typer.Argument(
-        help="A run folder, an artifact (.nas), a graph (.json, .txt), or a search space (a YAML file or a name)."
-    ),
-]
+_MODEL_HELP = "A run folder, an artifact (.nas), a graph (.json, .txt), or a search space (a YAML file or a name)."
+Model: TypeAlias = Annotated[str, typer.Argument(help=_MODEL_HELP)]
+ModelOrNone: TypeAlias = Annotated[str | None, typer.Argument(help=_MODEL_HELP, show_default=False)]
 TrialNumber: TypeAlias = Annotated[
     int | None, typer.Option("--trial", min=0, help="Which trial of a run; the best of its front when omitted.")
 ]
@@ -53,6 +50,37 @@ def parse_list(text: str, option: str, known: tuple[str, ...] | None = None) -> 
             hint=did_you_mean(unknown[0], known or ()) if unknown else None,
         )
     return list(dict.fromkeys(parts))
+
+
+def parse_options(texts: list[str], option: str) -> dict[str, Any]:
+    """Read `name=value` pairs; a value is a number, true, false or none where it reads as one, else text.
+
+    Args:
+        texts: What the user gave.
+        option: Name of the option, for the message.
+
+    Raises:
+        InputError: A pair has no sign or no name.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = (part.strip() for part in text.partition("="))
+        if not (name and sign and value):
+            raise InputError("bad option", where=option, expected="NAME=VALUE", found=repr(text))
+        options[name.replace("-", "_")] = _read_value(value)
+    return options
+
+
+def _read_value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def parse_threads(text: str | None) -> list[int | None]:

@@ -177,6 +177,8 @@ def _show_artifact(path: Path, out: Output) -> None:
         lines.append(("memory", f"{weights:.2f} MB of weights, {activations:.2f} MB of activations"))
     if manifest["verification_error"] is not None:
         lines.append(("error", f"{manifest['verification_error']:.1e} of the output's scale, against torch"))
+    elif "unverified" in manifest["self_test"]:
+        lines.append(("error", f"not run: {manifest['self_test']['unverified']}"))
     if latency := manifest["latency"]:
         low, high = latency["interval_ms"]
         text = f"{latency['median_ms']:.4g} ms, median in [{low:.4g}, {high:.4g}], {latency['threads']} thread(s)"

@@ -16,6 +16,7 @@ from pathlib import Path
 from codegen import lower, targets
 from codegen.cache import LibraryCache
 from codegen.compile import compile_graph, sample_inputs, torch_outputs
+from codegen.packing import PackedWeights
 from codegen.targets.base import Target
 from ir.builder import Builder
 from ir.graph import Graph
@@ -62,7 +63,7 @@ def print_phases(graph: Graph, target: Target) -> None:
     with phase("simplify, select kernels"):
         lowered = lower.lower(graph, target)
     with phase("pack weights"):
-        weights = lower._Weights(lowered, params, target)
+        weights = PackedWeights(lowered, params, target)
         program = lower.program(lowered, weights)
     with phase("key of the library"):
         key = program.key(target)

@@ -14,6 +14,7 @@ import pytest
 
 from codegen import cache, lower, targets
 from codegen.cache import LibraryCache, Program
+from codegen.packing import PackedWeights
 from codegen.targets.base import Target
 from codegen.tuning import Record, TuningDatabase
 from ir.builder import Builder
@@ -40,7 +41,7 @@ def mlp(width: int = 8, names: tuple[str, str] = ("up", "down"), swap: bool = Fa
 def key(graph: Graph, target: Target = TARGET, database: TuningDatabase | None = None, seed: int = 0) -> str:
     """Key of a graph's library."""
     lowered = lower.lower(graph, target, database)
-    weights = lower._Weights(lowered, initialize(graph, seed), target)
+    weights = PackedWeights(lowered, initialize(graph, seed), target)
     return lower.program(lowered, weights).key(target)
 
 

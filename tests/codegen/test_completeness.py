@@ -7,19 +7,22 @@ from collections.abc import Collection
 import pytest
 
 from codegen.kernels.expressions import EXPRESSIONS
+from codegen.onnx_export.table import ONNX
 from codegen.selection.select import GENERATORS
 from codegen.torch_backend import TORCH
 from ir.op import Op
+from ir.ops.control import Loop
 from ir.ops.normalization import BatchNorm
 from ir.ops.reduction import Max, Mean, Sum
 from ir.ops.structure import Component, Constant, Input, Parameter
 from tests.ir.completeness import missing_rows
 
-STRUCTURE: tuple[type[Op], ...] = (Component, Constant, Input, Parameter)
+STRUCTURE: tuple[type[Op], ...] = (Component, Constant, Input, Loop, Parameter)
 """Served by the backends themselves, or expanded before they see it."""
 
 BACKENDS: dict[str, Collection[type[Op]]] = {
     "torch (codegen.torch_backend.TORCH)": TORCH,
+    "onnx (codegen.onnx_export.table.ONNX)": ONNX,
     "kernels (codegen.selection.select.GENERATORS, codegen.kernels.expressions.EXPRESSIONS, reductions)": (
         *GENERATORS,
         *EXPRESSIONS,

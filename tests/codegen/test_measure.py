@@ -62,7 +62,7 @@ def abort(*arguments: object) -> None:
     os.abort()
 
 
-@pytest.mark.parametrize("options", [{"threads": 0}, {"threads": 10_000}, {"threads": 1, "min_repeats": 3}])
+@pytest.mark.parametrize("options", [{"threads": 0}, {"threads": 10_000}, {"threads": 1, "min_rounds": 3}])
 def test_measure_unfit_options_are_refused(tmp_path: Path, options: dict):
     """Options that cannot give a sound figure are bad input, before anything runs."""
     with pytest.raises(InputError):
@@ -123,7 +123,65 @@ def test_measure_interval_narrows_with_samples():
 
 def test_measure_marks_drift_as_noisy():
     """A reference kernel that slows down during the run marks the figures as noisy, a steady one does not."""
-    steady = measure._summarize([1e-3] * 40, [1e-5] * 40, 0.02, 1, "", 1.0)
-    drifting = measure._summarize([1e-3] * 40, [1e-5] * 20 + [2e-5] * 20, 0.02, 1, "", 1.0)
+    steady = measure._summarize([[1e-3] * 4] * 10, [1e-5] * 40, 0.02, 1, "", 1.0)
+    drifting = measure._summarize([[1e-3] * 4] * 10, [1e-5] * 20 + [2e-5] * 20, 0.02, 1, "", 1.0)
     assert (steady.noisy, steady.reference_ratio) == (False, 1.0)
     assert (drifting.noisy, drifting.reference_ratio) == (True, 2.0)
+
+
+def test_measure_takes_a_round_as_one_sample():
+    """Calls of one loading agree with each other more than with those of the next; the interval must not trust them."""
+    rounds = [[time, time, time] for time in np.linspace(1e-3, 1.1e-3, 11)]
+    latency = measure._summarize(rounds, [1e-5] * 44, 0.02, 1, "", 1.0)
+    assert latency.interval_ms == pytest.approx(measure.median_interval(np.linspace(1, 1.1, 11)))
+    assert latency.median_ms == pytest.approx(1.05)
+    assert (latency.repeats, latency.noisy) == (33, True)
+
+
+def test_unsettled_names_wide_intervals_and_overlaps_that_are_no_tie():
+    """Apart is settled; so is overlapping within half a percent; all else goes on."""
+    rng = np.random.default_rng(0)
+
+    def around(median: float, spread: float) -> list[float]:
+        return list(median * (1 + spread * rng.standard_normal(40)))
+
+    assert measure.unsettled([around(1.0, 0.01), around(1.1, 0.01)], 0.02) == []
+    assert measure.unsettled([around(1.0, 0.01), around(1.0, 0.01), around(1.1, 0.01)], 0.02) == [0, 1]
+    assert measure.unsettled([around(1.0, 0.001), around(1.0, 0.001)], 0.02) == []
+    assert measure.unsettled([around(1.0, 0.2), around(3.0, 0.001)], 0.02) == [0]
+
+
+def test_measure_together_gives_each_model_its_record(tmp_path: Path):
+    """Records come in the order of the files; equal models get the same rounds or their limit."""
+    path = tiny_artifact.make().save(tmp_path / "tiny.nas")
+    other = tiny_artifact.make(outputs=1).save(tmp_path / "other.nas")
+    records = measure.measure_together([path, other, path], threads=1, max_seconds=0.5)
+    assert len(records) == 3
+    for latency in records:
+        assert latency.interval_ms[0] <= latency.median_ms <= latency.interval_ms[1]
+        assert latency.repeats >= 3 * 6
+        assert latency.reference_ms == records[0].reference_ms
+
+
+def test_measure_together_with_one_wrong_model_fails(tmp_path: Path):
+    """One that fails its self-test is named, whoever it is measured with."""
+    tiny = tiny_artifact.make()
+    wrong = {name: array + np.float32(1) for name, array in tiny.expected_outputs.items()}
+    paths = [tiny.save(tmp_path / "tiny.nas"), replace(tiny, expected_outputs=wrong).save(tmp_path / "wrong.nas")]
+    with pytest.raises(ArtifactError, match=r"wrong\.nas: the self-test"):
+        measure.measure_together(paths, threads=1)
+
+
+def crowded(*arguments: object) -> tuple[list[list[list[float]]], list[float], float]:
+    """Stand in for a measurement during which others had the CPU a third of the time."""
+    del arguments
+    return [[[1e-3] * 3] * 10], [1e-5] * 40, 0.67
+
+
+def test_measure_on_a_crowded_cpu_is_noisy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """However well the samples agree, a CPU that others use gives no figure to trust."""
+    monkeypatch.setattr(measure, "_measure", crowded)
+    latency = measure_latency(tmp_path / "any.nas", threads=1)
+    assert (latency.noisy, latency.cpu_share) == (True, 0.67)
+    older = {name: value for name, value in latency.to_dict().items() if name != "cpu_share"}
+    assert Latency.from_dict(older).cpu_share == 1.0

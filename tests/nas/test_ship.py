@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -60,7 +61,8 @@ def compiled(monkeypatch):
     }
     for name, module in fakes.items():
         monkeypatch.setitem(sys.modules, name, cast(Any, module))
-    monkeypatch.setattr(Context, "resolve_target", lambda self: "cpu")
+    here = SimpleNamespace(architecture=platform.machine())
+    monkeypatch.setattr(Context, "resolve_target", lambda self: here)
     monkeypatch.setattr(Context, "graph", lambda self, objective, **options: _graph_of(self.architecture))
     return graphs
 
@@ -108,6 +110,16 @@ def test_ship_compiles_the_front_with_trained_weights_once(tmp_path, compiled):
         assert len(compiled) == 1
     artifacts = [trial.artifact for trial in load_study(tmp_path).pareto_front()]
     assert artifacts == [f"artifacts/trial_{front[0].number}.nas", None]
+
+
+def test_ship_for_another_processor_measures_nothing(tmp_path, compiled, monkeypatch):
+    """The file is there, without a latency that no machine has measured."""
+    elsewhere = SimpleNamespace(architecture="elsewhere")
+    monkeypatch.setattr(Context, "resolve_target", lambda self: elsewhere)
+    with finished_study(tmp_path) as study:
+        [path] = ship(study).values()
+        assert "latency" not in json.loads(path.read_text())
+    assert len(compiled) == 1
 
 
 def test_ship_needs_a_run_folder():

@@ -1,0 +1,233 @@
+"""What the C code of a model does: which kernels run in which order, and where everything lies.
+
+Made in a worker process, from graphs; `codegen.c_export.sources` writes it down as C.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from codegen import lower
+from codegen.c_export.plain import aligned, compile_kernels
+from codegen.kernels.base import Array, storage_dtype
+from codegen.memory import MemoryPlan, plan_memory
+from codegen.packing import PackedWeights
+from codegen.selection.select import aliases
+from codegen.selection.state import KernelCall, Static, Table
+from codegen.targets.base import Target
+from codegen.tuning import TuningDatabase
+from ir.graph import Graph, Value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an array lies.
+
+    Attributes:
+        kind: `weights` and `memory` count bytes from their start, `input` and `output` are arguments by number.
+        at: Byte or number.
+    """
+
+    kind: str
+    at: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel with the places of its operands, those it writes last."""
+
+    symbol: str
+    operands: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of the model.
+
+    Attributes:
+        name: `forward` or `step`.
+        calls: Kernels in order.
+        copies: Outputs that no kernel writes: destination, source, bytes.
+        memory_bytes: Memory of all that lives between kernels.
+        kernels: What serves which node, see `lower.describe`.
+    """
+
+    name: str
+    calls: tuple[Call, ...]
+    copies: tuple[tuple[Place, Place, int], ...]
+    memory_bytes: int
+    kernels: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model's machine code with all that its C code needs to know.
+
+    Attributes:
+        functions: In the order given.
+        signatures: For each kernel by symbol, how many operands it reads and how many it writes.
+        labels: Workload of each kernel by symbol, for people.
+        code: The object file of the kernels.
+        weights: All weights as they lie in memory.
+        workspace_bytes: Scratch memory of the kernel that needs most.
+    """
+
+    functions: tuple[Function, ...]
+    signatures: Mapping[str, tuple[int, int]]
+    labels: Mapping[str, str]
+    code: bytes
+    weights: bytes
+    workspace_bytes: int
+
+
+def make_program(
+    graphs: Mapping[str, Graph],
+    params: Mapping[str, Array],
+    target: Target,
+    database: TuningDatabase,
+    prefix: str,
+) -> Program:
+    """Lower graphs that share parameters to one program, kernels and weights that they have in common once.
+
+    Args:
+        graphs: Graph of each function.
+        params: Parameters of them all.
+        target: What to compile for.
+        database: Tuned knobs.
+        prefix: First word of each symbol.
+    """
+    writer = _Writer(params, target, prefix)
+    functions = tuple(
+        writer.function(name, lower.lower(graph, target, database), graph) for name, graph in graphs.items()
+    )
+    built = compile_kernels(writer.kernels, target)
+    signatures = {symbol: (len(kernel.inputs), len(kernel.outputs)) for symbol, kernel in writer.generators.items()}
+    labels = {symbol: kernel.key for symbol, kernel in writer.generators.items()}
+    return Program(functions, signatures, labels, built.code, bytes(writer.weights), built.workspace_bytes)
+
+
+class _Writer:
+    """Collects kernels and weights over the functions of a program."""
+
+    def __init__(self, params: Mapping[str, Array], target: Target, prefix: str) -> None:
+        self.kernels: dict[str, Any] = {}
+        self.generators: dict[str, Any] = {}
+        self.weights = bytearray()
+        self._params, self._target, self._prefix = params, target, prefix
+        self._symbols: dict[str, str] = {}
+        self._starts: dict[bytes, int] = {}
+        self._layouts: dict[str, tuple[int, ...]] = {}
+
+    def function(self, name: str, lowered: lower.Lowered, graph: Graph) -> Function:
+        """Lay out one function, its weights as those of the functions before it where a kernel can read them so."""
+        lowered = self._with_known_layouts(lowered)
+        packed = PackedWeights(lowered, self._params, self._target)
+        places = _Places(lowered, graph)
+        calls: list[Call] = []
+        for call in lowered.calls:
+            operands = [
+                Place("weights", self._weight(packed.arrays[packed.name(call, index)]))
+                if isinstance(operand, Static | Table)
+                else places.of(operand)
+                for index, operand in enumerate(call.operands)
+            ]
+            results = [places.make(value) for value in call.results]
+            calls.append(Call(self._symbol(call, lowered), (*operands, *results)))
+        self._remember_layouts(lowered, packed)
+        return Function(name, tuple(calls), tuple(places.copies()), places.memory_bytes, lower.describe(lowered))
+
+    def _with_known_layouts(self, lowered: lower.Lowered) -> lower.Lowered:
+        """Return other knobs for kernels whose weights are here already, in a layout that those knobs read."""
+        isa, chosen = self._target.isa, dict(lowered.knobs)
+        packed = PackedWeights(lowered, self._params, self._target)
+        for call in lowered.calls:
+            kernel = call.kernel
+            labels = {index: packed.label(operand) for index, operand in _packed_operands(call)}
+            known = {index: self._layouts[label] for index, label in labels.items() if label in self._layouts}
+            for knobs in (chosen[kernel.key], *kernel.knob_space(isa)) if known else ():
+                if all(kernel.packed_shape(index, isa, knobs) == shape for index, shape in known.items()):
+                    chosen[kernel.key] = knobs
+                    break
+        return replace(lowered, knobs=chosen)
+
+    def _remember_layouts(self, lowered: lower.Lowered, packed: PackedWeights) -> None:
+        for call in lowered.calls:
+            for index, operand in _packed_operands(call):
+                self._layouts.setdefault(packed.label(operand), packed.arrays[packed.name(call, index)].shape)
+
+    def _symbol(self, call: KernelCall, lowered: lower.Lowered) -> str:
+        kernel = call.kernel
+        if kernel.key not in self._symbols:
+            symbol = f"{self._prefix}_kernel_{len(self._symbols)}"
+            self._symbols[kernel.key] = symbol
+            self.kernels[symbol] = lower.prim_func(kernel, self._target, lowered.knobs[kernel.key])
+            self.generators[symbol] = kernel
+        return self._symbols[kernel.key]
+
+    def _weight(self, array: Array) -> int:
+        """Return where a weight begins; equal ones lie there once."""
+        data = array.tobytes()
+        identity = hashlib.sha256(data).digest()
+        if identity not in self._starts:
+            self.weights.extend(b"\0" * (aligned(len(self.weights)) - len(self.weights)))
+            self._starts[identity] = len(self.weights)
+            self.weights.extend(data)
+        return self._starts[identity]
+
+
+def _packed_operands(call: KernelCall) -> list[tuple[int, Static]]:
+    """List the weights of a call that its kernel reads in a layout of its own."""
+    return [
+        (index, operand)
+        for index, operand in enumerate(call.operands)
+        if isinstance(operand, Static) and call.kernel.packs(index)
+    ]
+
+
+class _Places:
+    """Places of the run-time values of one function, as its kernels make them."""
+
+    def __init__(self, lowered: lower.Lowered, graph: Graph) -> None:
+        self._graph = lowered.graph
+        self._alias = aliases(lowered.graph, lowered.calls)
+        plan = plan_memory(lowered.graph, lowered.calls)
+        self._planned, self.memory_bytes = _lay_out(plan)
+        self._returned: dict[Value, Place] = {}
+        for number, (_, value) in enumerate(lowered.graph.outputs):
+            self._returned.setdefault(self._alias.get(value, value), Place("output", number))
+        order = list(graph.inputs)
+        self._made = {node.results[0]: Place("input", order.index(name)) for name, node in lowered.graph.inputs.items()}
+
+    def of(self, value: Value) -> Place:
+        """Return where a value lies."""
+        return self._made[self._alias.get(value, value)]
+
+    def make(self, value: Value) -> Place:
+        """Return where a kernel writes a value, which lies there from then on."""
+        self._made[value] = self._planned[value] if value in self._planned else self._returned[value]
+        return self._made[value]
+
+    def copies(self) -> list[tuple[Place, Place, int]]:
+        """List the outputs that lie elsewhere when the last kernel is done."""
+        moved: list[tuple[Place, Place, int]] = []
+        for number, (_, value) in enumerate(self._graph.outputs):
+            kind = self._graph.type_of(value)
+            place, size_bytes = self.of(value), kind.size * np.dtype(storage_dtype(kind.dtype)).itemsize
+            if place != Place("output", number):
+                moved.append((Place("output", number), place, size_bytes))
+        return moved
+
+
+def _lay_out(plan: MemoryPlan) -> tuple[dict[Value, Place], int]:
+    """Put the storages of a plan one behind the other; return the places of its values and the bytes of all."""
+    starts: list[int] = []
+    end = 0
+    for size_bytes in plan.storages:
+        starts.append(end)
+        end += aligned(size_bytes)
+    return {value: Place("memory", starts[place]) for value, place in plan.places.items()}, end
