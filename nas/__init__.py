@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ir.errors import TrialFailure as TrialFailure
     from ir.errors import VerificationError as VerificationError
     from nas.api import compile as compile
+    from nas.api import export as export
     from nas.api import get_task as get_task
     from nas.api import load as load
     from nas.api import verify as verify
@@ -50,17 +51,23 @@ if TYPE_CHECKING:
     from nas.callbacks import Callback as Callback
     from nas.executors.ray import Ray as Ray
     from nas.executors.serial import Serial as Serial
+    from nas.front import Front as Front
     from nas.objectives.custom import Custom as Custom
     from nas.objectives.flops import Flops as Flops
     from nas.objectives.latency import Latency as Latency
     from nas.objectives.params import Params as Params
     from nas.objectives.quality import Quality as Quality
     from nas.objectives.state_bytes import StateBytes as StateBytes
+    from nas.objectives.tuning_cost import TuningCost as TuningCost
+    from nas.remeasure import remeasure as remeasure
     from nas.report.write import write_report as write_report
     from nas.search import load_study as load_study
     from nas.search import open_study as open_study
     from nas.search import search as search
     from nas.ship import ship as ship
+    from nas.strategies.asha import ASHA as ASHA
+    from nas.strategies.exact import Exact as Exact
+    from nas.strategies.hyperband import Hyperband as Hyperband
     from nas.strategies.local_search import LocalSearch as LocalSearch
     from nas.strategies.nsga2 import NSGA2 as NSGA2
     from nas.strategies.predictor_guided import PredictorGuided as PredictorGuided
@@ -83,12 +90,16 @@ _ERRORS: Final = (
 
 _EXPORTS: Final[dict[str, str]] = {
     **dict.fromkeys(_ERRORS, "ir.errors"),
+    "ASHA": "nas.strategies.asha",
     "Architecture": "searchspaces.architecture",
     "Artifact": "codegen.artifact",
     "Budget": "nas.budget",
     "Callback": "nas.callbacks",
     "Custom": "nas.objectives.custom",
+    "Exact": "nas.strategies.exact",
     "Flops": "nas.objectives.flops",
+    "Front": "nas.front",
+    "Hyperband": "nas.strategies.hyperband",
     "Latency": "nas.objectives.latency",
     "LoadedModel": "codegen.runtime",
     "LocalSearch": "nas.strategies.local_search",
@@ -106,12 +117,15 @@ _EXPORTS: Final[dict[str, str]] = {
     "Target": "codegen.targets.base",
     "Task": "nas.tasks.base",
     "Trial": "nas.trial",
+    "TuningCost": "nas.objectives.tuning_cost",
     "compile": "nas.api",
+    "export": "nas.api",
     "get_task": "nas.api",
     "load": "nas.api",
     "load_space": "searchspaces.space",
     "load_study": "nas.search",
     "open_study": "nas.search",
+    "remeasure": "nas.remeasure",
     "search": "nas.search",
     "ship": "nas.ship",
     "verify": "nas.api",

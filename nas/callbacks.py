@@ -29,6 +29,9 @@ class Callback:
     def on_result(self, study: Study, trial: Trial) -> None:
         """A trial ended."""
 
+    def on_rung(self, study: Study, trial: Trial) -> None:
+        """A trial was scored after part of its training budget: `trial.rungs[-1]`."""
+
     def on_notice(self, message: str) -> None:
         """Something a user should hear of."""
 

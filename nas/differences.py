@@ -21,7 +21,7 @@ from nas.trial import Quantity, Trial
 from searchspaces.architecture import LAYER_SLOTS, ComponentConfig, brief
 
 ABSENT = "-"
-_SLOTS = ("position", "norm", "stem", "head", "macro", "transition", *LAYER_SLOTS)
+_SLOTS = ("position", "norm", "stem", "head", "conditioner", "macro", "transition", *LAYER_SLOTS)
 _KINDS = {slot: slot for slot in _SLOTS} | {"wiring": "block", "final_norm": "norm"}
 
 

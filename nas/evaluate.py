@@ -53,6 +53,11 @@ class Evaluator:
         """Return what objectives see of a trial."""
         return Context(architecture, self.task, number, self.target, self.threads, self.seed)
 
+    @property
+    def is_staged(self) -> bool:
+        """True when an objective can be judged after part of its budget."""
+        return any(metric.staged for metric in self.goals.metrics)
+
     def is_excluded(self, architecture: Any) -> bool:
         """Tell whether an architecture breaks a constraint that is cheap to check.
 
@@ -76,8 +81,10 @@ class Evaluator:
     def __call__(self, job: Job, report: ReportStage | None = None) -> Outcome:
         """Evaluate a trial, and stop early when it breaks a constraint.
 
+        A bound on a staged objective is checked once it had its whole budget.
+
         Args:
-            job: Number and architecture.
+            job: Number and architecture, and the part of the budget to train for.
             report: Called with the trial's number and the stage it enters.
 
         Returns:
@@ -89,6 +96,9 @@ class Evaluator:
             TargetUnavailable: There is nothing to measure on.
         """
         context = self.context(job.architecture, job.number)
+        context.until, context.checkpoint = job.until, job.checkpoint
+        context.rivals = job.rivals
+        is_partial = job.until < 1 and self.is_staged
         if report is not None:
             context.report = lambda stage: report(job.number, stage)
         quantities: dict[str, Quantity] = {}
@@ -97,11 +107,18 @@ class Evaluator:
         def end(**fields: Any) -> Outcome:
             return Outcome(quantities=quantities, seconds=time.monotonic() - started, files=context.files, **fields)
 
+        def judged() -> dict[str, Quantity]:
+            early = {metric.name for metric in self.goals.metrics if metric.staged and is_partial}
+            return {name: quantity for name, quantity in quantities.items() if name not in early}
+
         try:
             for metric in self.goals.metrics:
+                if metric.name in job.known and not metric.staged:
+                    quantities[metric.name] = job.known[metric.name]
+                    continue
                 context.report(metric.name)
                 quantities[metric.name] = _evaluate(metric, context)
-                if broken := self.goals.broken(quantities):
+                if broken := self.goals.broken(judged()):
                     return end(state="infeasible", reason=broken)
         except _OF_THE_CANDIDATE as error:
             return end(state="failed", **_explain(error))
@@ -111,7 +128,7 @@ class Evaluator:
             if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
                 raise _no_room(job.number, error) from error
             return end(state="failed", **_explain(error))
-        return end(state="finished")
+        return end(state="paused", fraction=job.until) if is_partial else end(state="finished")
 
 
 def concerns_study(error: Exception) -> bool:

@@ -47,6 +47,49 @@ def non_dominated(losses: Losses) -> NDArray[np.bool_]:
     return kept
 
 
+def never_dominated(low: Losses, high: Losses) -> NDArray[np.bool_]:
+    """Mark the rows that no other row dominates, wherever within their intervals all losses lie.
+
+    Even at its worst such a row is dominated by no other at its best.
+
+    Args:
+        low: `[candidates, objectives]`, best ends of the intervals.
+        high: Worst ends; equal to `low` where a loss is exact.
+
+    Returns:
+        One claim per row; never more rows than `sometimes_non_dominated` marks.
+    """
+    # Who is always dominated stands behind one that is not: those alone can take a row off the front.
+    rows = np.flatnonzero(sometimes_non_dominated(low, high))
+    best, worst = low[rows], high[rows]
+    certain = np.zeros(len(low), dtype=bool)
+    for place, row in enumerate(rows):
+        can_dominate = np.all(best <= worst[place], axis=1) & np.any(best < worst[place], axis=1)
+        can_dominate[place] = False
+        certain[row] = not np.any(can_dominate)
+    return certain
+
+
+def sometimes_non_dominated(low: Losses, high: Losses) -> NDArray[np.bool_]:
+    """Mark the rows that no other row dominates for some losses within their intervals.
+
+    At its best such a row is dominated by no other at its worst.
+
+    Args:
+        low: `[candidates, objectives]`, best ends of the intervals.
+        high: Worst ends; equal to `low` where a loss is exact.
+
+    Returns:
+        One claim per row; at least one row is marked where there are any.
+    """
+    # What any row at its worst dominates, a non-dominated one of the worst ends dominates too.
+    front = np.unique(high[non_dominated(high)], axis=0)
+    marked = np.ones(len(low), dtype=bool)
+    for worst in front:
+        marked &= ~(np.all(worst <= low, axis=1) & np.any(worst < low, axis=1))
+    return marked
+
+
 def fronts(losses: Losses, stop_at: int | None = None) -> list[NDArray[np.intp]]:
     """Peel the rows into fronts: the first is non-dominated, the next once the first is gone, and so on.
 

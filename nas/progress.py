@@ -97,6 +97,14 @@ class SearchProgress(Callback):
             self._bars.show("", "" if self._running else "proposing")
         self._draw(study)
 
+    def on_rung(self, study: Study, trial: Trial) -> None:
+        """Show what a trial is worth after part of its budget."""
+        self._running.pop(trial.number, None)
+        rung = trial.rungs[-1]
+        values = ", ".join(f"{name} {format_quantity(quantity)}" for name, quantity in rung.quantities.items())
+        self._say(f"trial {trial.number}: {values}", quiet_on_terminal=True)
+        self._draw(study)
+
     def on_notice(self, message: str) -> None:
         """Show a notice."""
         self._say(message, style="yellow")
@@ -144,14 +152,15 @@ class SearchProgress(Callback):
 
 
 class ShippingProgress(Callback):
-    """Tell which model of the front is being compiled.
+    """Tell which model of the front is being compiled, or measured again.
 
     Args:
         console: Where to.
+        what: What is done to the trial whose number follows.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, what: str = "artifact of trial") -> None:
+        self._console, self._what = console, what
         self._bars = _Bars(console) if console.is_terminal else None
         if self._bars is not None:
             self._bars.begin(None, 0)
@@ -159,9 +168,9 @@ class ShippingProgress(Callback):
     def on_stage(self, number: int, stage: str) -> None:
         """Show the stage of a model."""
         if self._bars is not None:
-            self._bars.show(f"artifact of trial {number}", stage)
+            self._bars.show(f"{self._what} {number}", stage)
         else:
-            self._console.print(f"artifact of trial {number}: {stage}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(f"{self._what} {number}: {stage}", markup=False, highlight=False, soft_wrap=True)
 
     def on_notice(self, message: str) -> None:
         """Show a notice."""

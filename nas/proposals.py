@@ -46,12 +46,14 @@ class Proposal:
         encoded: As the journal stores it.
         hash: Canonical hash.
         refused: What was refused before it.
+        note: What the strategy says of why it is proposed.
     """
 
     architecture: Any
     encoded: dict[str, Any]
     hash: str
     refused: Tally
+    note: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -74,6 +76,9 @@ class Proposer:
     _hashes: dict[str, str] = field(default_factory=dict)
     _excluded: dict[str, bool] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.strategy = self.strategy.bind(self.space, self.evaluator)
+
     def propose(self, number: int, history: Sequence[Trial], seen: set[str]) -> Proposal | Tally:
         """Return the proposal of a trial, or what was refused when there is nothing new.
 
@@ -95,7 +100,7 @@ class Proposer:
             elif self._is_excluded(candidate, hash_):
                 refused.excluded += 1
             else:
-                return Proposal(candidate, encoded, hash_, refused)
+                return Proposal(candidate, encoded, hash_, refused, self.strategy.explain(number, candidate))
         return refused
 
     def _candidates(self, number: int, history: Sequence[Trial]) -> Iterator[Any]:

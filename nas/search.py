@@ -128,6 +128,7 @@ def open_study(
     if any(metric.source == "measured" and metric.needs_task for metric in evaluator.goals.metrics):
         evaluator.context(None).resolve_target()
     proposer = strategies.get(strategy)
+    proposer.bind(space, evaluator)  # what it cannot serve is an error before a folder is made
     settings = describe_settings(space, evaluator, proposer)
     return Study(
         space,
@@ -139,11 +140,12 @@ def open_study(
     )
 
 
-def load_study(folder: str | Path) -> Study:
+def load_study(folder: str | Path, *, hold: bool = False) -> Study:
     """Open a study for reading, without holding its folder: its trials, front and files.
 
     Args:
         folder: Run folder.
+        hold: Take the folder, so that what is recorded of the study reaches its journal; close the study then.
 
     Returns:
         The study as it is now; it cannot be run.
@@ -166,7 +168,8 @@ def load_study(folder: str | Path) -> Study:
         settings["seed"],
     )
     space = _recorded_space(settings["space"]["name"], header["space"])
-    return Study(space, evaluator, storage=Memory(records, Path(folder)), settings=settings)
+    storage = Journal(folder) if hold else Memory(records, Path(folder))
+    return Study(space, evaluator, storage=storage, settings=settings)
 
 
 def graph_hash(task: Task | None) -> Hash:

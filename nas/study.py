@@ -6,31 +6,33 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
-from ir.errors import InputError, StorageError, did_you_mean
-from nas import pareto
+from ir.errors import InputError
 from nas.budget import Budget
 from nas.callbacks import AnyCallback, as_callback
 from nas.evaluate import Evaluator
 from nas.executors import base as executors
-from nas.executors.base import Executor
-from nas.goals import Goals, names_of
+from nas.executors.base import Executor, Job
+from nas.front import Front, nominal_front, settle
+from nas.goals import Goals
+from nas.limits import find_column, read_limit
+from nas.outcomes import ENDS, check_outcome, end_trial, misfit
 from nas.proposals import Hash, Proposer, Tally, hash_encoded
 from nas.run import Run
+from nas.rungs import PROMOTED, RUNG, Rungs, make_job
 from nas.settings import check_header, check_settings, describe_settings, study_record, versions
 from nas.storages.base import Record, Storage
 from nas.storages.memory import Memory
 from nas.storages.records import without_collector
 from nas.strategies.base import Strategy
 from nas.strategies.random import Random
-from nas.trial import Outcome, Trial, decode_quantities, encode_outcome
+from nas.trial import CHECKPOINT_FILE, Outcome, Quantity, Trial, decode_quantities, encode_outcome
 
-_ENDS = ("finished", "infeasible", "failed")
+REMEASURED = "remeasured"
 
 
 class Study:
@@ -72,8 +74,10 @@ class Study:
         self._trials: list[Trial] = []
         self._hashes: set[str] = set()
         self._running: set[int] = set()
-        self._interrupted: list[int] = []
+        self._due: list[int] = []
+        self._rungs = Rungs(self.strategy, evaluator.goals)
         self._shown: tuple[Trial, ...] = ()
+        self.notices.extend(self._rungs.notices())
         self._open(settings or describe_settings(space, evaluator, self.strategy))
 
     @property
@@ -98,16 +102,24 @@ class Study:
 
     @property
     def interrupted(self) -> int:
-        """How many trials wait to be run again because the process that ran them ended."""
-        return len(self._interrupted)
+        """How many trials wait to be run again because the process that ran them ended, or may train on."""
+        return len(self._due)
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """Numbers of the trials at a milestone that are judged once more trials have reached it."""
+        return tuple(self._rungs.waiting)
 
     def count(self) -> dict[str, int]:
         """Return how many trials are in each state."""
         counted = Counter(trial.state for trial in self._trials)
-        return {state: counted[state] for state in (*_ENDS, "running")}
+        return {state: counted[state] for state in (*ENDS, "running")}
 
-    def ask(self) -> Trial | None:
-        """Return a trial to evaluate, recorded before it is returned.
+    def ask(self, *, may_begin: bool = True) -> Trial | None:
+        """Return a trial to evaluate, recorded before it is returned; `job` says for how long.
+
+        Args:
+            may_begin: False to go on with trials alone that were begun before.
 
         Returns:
             None when the strategy needs the result of a running trial first, or when `is_exhausted`.
@@ -116,8 +128,11 @@ class Study:
             StorageError: The trial could not be recorded.
         """
         self.storage.sync()  # what has ended is safe before anything new begins
-        if self._interrupted:
-            return self._trials[self._interrupted.pop(0)]
+        self.judge()
+        if self._due:
+            return self._trials[self._due.pop(0)]
+        if not may_begin:
+            return None
         number = len(self._trials)
         batch = self.strategy.batch_size
         start = number // batch * batch if batch else 0
@@ -128,13 +143,33 @@ class Study:
             self._end_exhausted(proposal)
             return None
         record: Record = {"event": "trial", "trial": number, "hash": proposal.hash, "architecture": proposal.encoded}
-        if refused := proposal.refused.describe():
-            record["refused"] = refused
+        said = {"refused": proposal.refused.describe(), "note": proposal.note}
+        record |= {name: value for name, value in said.items() if value}
         self._append(record | {"time": time.time()})
         return self._trials[number]
 
+    def job(self, trial: Trial) -> Job:
+        """Return what to evaluate of a trial that was asked for: all of it, or the part up to its next milestone."""
+        return make_job(self, trial, self._rungs.until(trial))
+
+    def judge(self) -> list[Trial]:
+        """Decide which of the trials at a milestone go on, and record it.
+
+        Returns:
+            The trials that are stopped.
+
+        Raises:
+            StorageError: The decisions could not be recorded.
+        """
+        if records := self._rungs.decide(self._trials, is_last=self.is_exhausted, now=time.time()):
+            self._append(*records)
+        stopped = [record["trial"] for record in records if record["event"] == "stopped"]
+        for number in stopped:
+            self.storage.remove_file(number, CHECKPOINT_FILE)
+        return [self._trials[number] for number in stopped]
+
     def tell(self, number: int, outcome: Outcome) -> Trial:
-        """Take the outcome of a trial, its files first, then its record.
+        """Take the outcome of a trial, or of a part of its training: its files first, then its record.
 
         Args:
             number: Trial number.
@@ -147,21 +182,17 @@ class Study:
             InputError: The trial is not running, or the outcome lacks an objective.
             StorageError: It could not be recorded.
         """
-        if number not in self._running:
-            raise InputError(
-                "this trial is not running", where=f"trial {number}", expected=f"one of {sorted(self._running)}"
-            )
-        missing = [name for name in names_of(self.goals.objectives) if name not in outcome.quantities]
-        if outcome.state == "running" or (outcome.state == "finished" and missing):
-            raise InputError(
-                "this outcome does not end a trial",
-                where=f"trial {number}",
-                expected="a value for every objective, or a reason",
-                found=f"{outcome.state} without {', '.join(missing)}" if missing else outcome.state,
-            )
+        running = self._running.difference(self._rungs.waiting)
+        if number not in running:
+            raise InputError("this trial is not running", where=f"trial {number}", expected=f"one of {sorted(running)}")
+        check_outcome(number, outcome, self.goals)
         for name, data in outcome.files.items():
             self.storage.write_file(number, name, data)
-        self._append(encode_outcome(number, self._trials[number].hash, outcome, time.time()))
+        trial = self._trials[number]
+        whole = replace(outcome, seconds=trial.seconds + outcome.seconds)
+        self._append(encode_outcome(number, trial.hash, whole, time.time()))
+        if trial.rungs and outcome.state != "paused":
+            self.storage.remove_file(number, CHECKPOINT_FILE)
         return self._trials[number]
 
     def run(
@@ -184,13 +215,15 @@ class Study:
         run.carry_out(executors.get(executor))
 
     def pareto_front(self) -> tuple[Trial, ...]:
-        """Return the feasible trials that no other dominates, best in the first objective first."""
-        feasible = [trial for trial in self._trials if trial.is_feasible]
-        losses = np.array([trial.losses for trial in feasible], dtype=np.float64).reshape(
-            -1, len(self.goals.objectives)
-        )
-        front = [trial for trial, is_kept in zip(feasible, pareto.non_dominated(losses), strict=True) if is_kept]
-        return tuple(sorted(front, key=lambda trial: (trial.losses, trial.number)))
+        """Return the feasible trials that no other dominates, best in the first objective first.
+
+        Values that were measured again after the search are in the place of the search's own; `trials` has those.
+        """
+        return nominal_front(self._trials, self.goals)
+
+    def front(self) -> Front:
+        """Return the front as far as it is certain, and what else may be on it."""
+        return Front.of(self._trials, self.goals)
 
     def best(self, objective: str | None = None, **limits: float) -> Trial:
         """Return the trial that is best in one objective among those within limits.
@@ -202,11 +235,11 @@ class Study:
         Raises:
             InputError: No such objective or limit, or no trial is within the limits.
         """
-        column = self._column(objective)
-        tests = [self._limit(key, value) for key, value in limits.items()]
+        column = find_column(self.goals, objective)
+        tests = [read_limit(self.goals, key, value) for key, value in limits.items()]
         fitting = [
             trial
-            for trial in self._trials
+            for trial in (settle(trial, self.goals) for trial in self._trials)
             if trial.is_feasible and all(sign * trial.values[name] <= sign * value for sign, name, value in tests)
         ]
         if not fitting:
@@ -224,8 +257,8 @@ class Study:
 
     def put_back(self, number: int) -> None:
         """Make `ask` return a running trial again: whoever ran it gave up."""
-        if number in self._running and number not in self._interrupted:
-            self._interrupted = sorted([*self._interrupted, number])
+        if number in self._running and number not in (*self._due, *self._rungs.waiting):
+            self._due = sorted([*self._due, number])
 
     def record_artifact(self, number: int, path: str) -> None:
         """Record where the compiled model of a trial lies, relative to the run folder."""
@@ -234,6 +267,22 @@ class Study:
     def record_unshipped(self, number: int, reason: str) -> None:
         """Record why a trial of the front has no compiled model."""
         self._append({"event": "unshipped", "trial": number, "reason": reason, "time": time.time()})
+
+    def record_remeasured(self, number: int, quantities: Mapping[str, Quantity], seconds: float = 0.0) -> Trial:
+        """Record what measuring an ended trial again gave; values of the search stay as they are.
+
+        Args:
+            number: Trial number.
+            quantities: Results by objective name.
+            seconds: How long it took.
+
+        Returns:
+            The trial with these results beside its own.
+        """
+        outcome = Outcome("finished", quantities, seconds=seconds)
+        record = encode_outcome(number, self._trials[number].hash, outcome, time.time())
+        self._append(record | {"event": REMEASURED})
+        return self._trials[number]
 
     def record_run(self, budget: Budget, executor: Executor) -> None:
         """Record that this process goes on with the study."""
@@ -275,15 +324,16 @@ class Study:
         except BaseException:
             self.storage.close()
             raise
-        self._interrupted = sorted(self._running)
+        self._due = sorted(self._running.difference(self._rungs.waiting))
 
     @property
     def _where(self) -> str:
         return str(self.folder) if self.folder is not None else "the study"
 
-    def _append(self, record: Record) -> None:
-        self.storage.append(record)
-        self._replay(record)
+    def _append(self, *records: Record) -> None:
+        self.storage.append(*records)
+        for record in records:
+            self._replay(record)
 
     def _history(self, start: int) -> Sequence[Trial]:
         """Return the trials before a batch, the same object for the whole batch."""
@@ -296,16 +346,16 @@ class Study:
         event = record["event"]
         if event == "trial":
             self._add(record)
-        elif event in _ENDS or event == "artifact":
+        elif event in ENDS or event in ("artifact", REMEASURED, RUNG, PROMOTED):
             number = record.get("trial")
             if type(number) is not int or not 0 <= number < len(self._trials):
-                raise self._inconsistent(record, "a trial that was proposed before")
+                raise misfit(self._where, record, "a trial that was proposed before")
             self._trials[number] = self._ended(self._trials[number], record)
 
     def _add(self, record: Record) -> None:
         number = len(self._trials)
         if record.get("trial") != number or not isinstance(record.get("architecture"), Mapping):
-            raise self._inconsistent(record, f"trial {number} with its architecture")
+            raise misfit(self._where, record, f"trial {number} with its architecture")
         hash_ = str(record.get("hash"))
         self._trials.append(
             Trial(
@@ -314,6 +364,7 @@ class Study:
                 record["architecture"],
                 self.space.architecture,
                 proposed_at=record.get("time", 0.0),
+                note=record.get("note", {}),
                 study=self,
             )
         )
@@ -324,59 +375,25 @@ class Study:
         if record["event"] == "artifact":
             self._shown = ()
             return trial.changed(artifact=record["path"])
-        if trial.state != "running":
-            raise self._inconsistent(record, "one end for each trial")
+        if record["event"] == REMEASURED and trial.state == "finished":
+            return trial.changed(remeasured={**trial.remeasured, **decode_quantities(record)})
+        if record["event"] in (RUNG, PROMOTED):
+            return self._moved(trial, record)
+        if trial.state != "running" or record["event"] == REMEASURED:
+            raise misfit(self._where, record, "one end for each trial")
         self._running.discard(trial.number)
-        quantities = decode_quantities(record)
-        state = record["event"]
-        return trial.changed(
-            state=state,
-            quantities=quantities,
-            losses=self.goals.losses(quantities) if state == "finished" else (),
-            violation=self.goals.violation(quantities),
-            reason=record.get("reason", ""),
-            traceback=tuple(record.get("traceback", ())),
-            ended_at=record.get("time"),
-            seconds=record.get("seconds", 0.0),
-        )
+        self._rungs.discard(trial.number)
+        return end_trial(trial, record, self.goals)
 
-    def _inconsistent(self, record: Record, expected: str) -> StorageError:
-        return StorageError(
-            "the records of the journal do not fit together",
-            where=self._where,
-            expected=expected,
-            found=f"event {record['event']} of trial {record.get('trial')}",
-            hint="restore the journal from a copy, or start a new study in another folder",
-        )
+    def _moved(self, trial: Trial, record: Record) -> Trial:
+        moved = self._rungs.take(trial, record)
+        if moved is None:
+            raise misfit(self._where, record, "a running trial that reaches a milestone, and then one decision")
+        if record["event"] == PROMOTED:
+            self._due = sorted([*self._due, trial.number])
+        return moved
 
     def _end_exhausted(self, refused: Tally) -> None:
         self.is_exhausted = True
         counts = ", ".join(f"{count} {name}" for name, count in refused.describe().items())
         self.notices.append(f"the space holds no further architecture within the constraints; last refused: {counts}")
-
-    def _column(self, objective: str | None) -> int:
-        names = names_of(self.goals.objectives)
-        if objective is not None and objective not in names:
-            raise InputError(
-                f"no objective {objective!r}",
-                expected="one of " + ", ".join(names),
-                found=objective,
-                hint=did_you_mean(objective, names),
-            )
-        return 0 if objective is None else names.index(objective)
-
-    def _limit(self, key: str, value: float) -> tuple[float, str, float]:
-        """Split `max_latency_ms` into sign and name."""
-        signs = {f"max_{spelling}": (1.0, item.name) for item in self.goals.metrics for spelling in _spellings(item)}
-        signs |= {f"min_{spelling}": (-1.0, item.name) for item in self.goals.metrics for spelling in _spellings(item)}
-        if key not in signs:
-            raise InputError(
-                f"no limit {key!r}", expected="one of " + ", ".join(signs), found=key, hint=did_you_mean(key, signs)
-            )
-        return (*signs[key], float(value))
-
-
-def _spellings(objective: Any) -> tuple[str, ...]:
-    return (
-        (objective.name, f"{objective.name}_{objective.unit}") if objective.unit.isidentifier() else (objective.name,)
-    )

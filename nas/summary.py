@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ir.errors import ArtifactError, DataError, GraphError, SpaceError
+from nas.front import Front
 from nas.study import Study
 from nas.trial import Quantity, Trial
 
@@ -45,11 +46,13 @@ class Yardstick:
 
 def result_json(study: Study) -> dict[str, Any]:
     """Return the outcome of a search as the command line prints it."""
-    counted = study.count()
+    counted, front = study.count(), study.front()
     return {
         "run": str(study.folder) if study.folder is not None else None,
-        "front": [trial_json(study, trial) for trial in study.pareto_front()],
-        "trials": {state: counted[state] for state in ("finished", "failed", "infeasible")},
+        "front": [trial_json(study, trial) | {"status": front.status(trial)} for trial in front.nominal],
+        **front.describe(),
+        "trials": {state: counted[state] for state in ("finished", "failed", "infeasible")}
+        | ({"stopped": counted["stopped"]} if counted["stopped"] else {}),
     }
 
 
@@ -61,9 +64,29 @@ def trial_json(study: Study, trial: Trial) -> dict[str, Any]:
         "values": trial.values,
         "units": trial.units,
         "source": trial.sources,
+        "interval": {name: list(q.interval) for name, q in trial.quantities.items() if q.interval is not None},
+        "remeasured": sorted(trial.remeasured),
         "hash": trial.hash,
         "artifact": str(path) if path is not None else None,
     }
+
+
+def front_lines(front: Front) -> list[str]:
+    """Say which trials are on the front for certain, and which may be, with what is in the way."""
+    lines = [f"  certain: trial {', '.join(str(trial.number) for trial in front.certain)}"] if front.certain else []
+    reasons: dict[str, list[str]] = {}
+    for trial in front.possible:
+        reasons.setdefault(front.unsettled[trial.number], []).append(str(trial.number))
+    return lines + [f"  possible: trial {', '.join(numbers)} ({reason})" for reason, numbers in reasons.items()]
+
+
+def noise_lines(study: Study) -> list[str]:
+    """Say how many measurements of a study are noisy, nothing where none is."""
+    measured = [q for trial in study.trials for q in trial.quantities.values() if "noisy" in q.details]
+    noisy = sum(bool(quantity.details["noisy"]) for quantity in measured)
+    if not noisy:
+        return []
+    return [f"  {noisy} of {len(measured)} measurements are noisy: the machine changed meanwhile; see `nas doctor`"]
 
 
 def artifact_path(study: Study, trial: Trial) -> Path | None:
@@ -177,9 +200,11 @@ def format_interval(quantity: Quantity) -> str:
 
 
 def format_quantity(quantity: Quantity) -> str:
-    """Write a quantity with its unit, interval and, where it says something, its source."""
+    """Write a quantity with its unit, interval, whether it is noisy, and its source where that says something."""
     parts = [format_value(quantity.value, quantity.unit), format_interval(quantity)]
     parts += [f"({quantity.source})"] if quantity.source not in ("counted", "measured", "custom") else []
+    parts += [f"after {quantity.details['fraction']:.3g} of the budget"] if "fraction" in quantity.details else []
+    parts += ["noisy"] if quantity.details.get("noisy") else []
     return " ".join(part for part in parts if part)
 
 

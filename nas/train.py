@@ -36,6 +36,7 @@ class TrainResult:
         steps: Updates done.
         seconds: Time spent in updates.
         history: Training loss on the way.
+        checkpoint: What to go on from, where training stopped before the end of its budget.
     """
 
     quality: float
@@ -45,6 +46,7 @@ class TrainResult:
     steps: int
     seconds: float
     history: tuple[HistoryPoint, ...]
+    checkpoint: bytes | None = None
 
 
 def train(
@@ -57,6 +59,8 @@ def train(
     options: TrainOptions | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    until: float = 1.0,
+    resume: bytes | None = None,
 ) -> TrainResult:
     """Train a candidate from scratch and score it on the validation split.
 
@@ -72,6 +76,8 @@ def train(
         options: Settings; None takes the defaults of the task's modality.
         threads: Torch threads while training; None leaves the setting alone.
         progress: Called after each update with its number, the expected total, and the loss.
+        until: Stop after this part of the budget, and score what is there.
+        resume: Checkpoint of an earlier part to go on from.
 
     Returns:
         Quality, weights and what training did.
@@ -79,12 +85,13 @@ def train(
     Raises:
         NonFiniteLoss: The loss or a gradient became NaN or infinite; ends the trial.
         InputError: A bad seed or thread count.
+        StorageError: The checkpoint is damaged.
     """
     options = options or TrainOptions.for_signature(task.signature)
     graph = architecture.graph(task.signature, batch=options.batch_size)
     module = to_module(graph, params=initialize(graph, initialization_seed(seed, trial)))
     with torch_threads(threads):
-        fitted = fit(module, task, budget, seed=seed, options=options, progress=progress)
+        fitted = fit(module, task, budget, seed=seed, options=options, progress=progress, until=until, resume=resume)
         validation = evaluate(task, make_predictor(module, task), options.batch_size)
     if not (math.isfinite(validation.quality) and math.isfinite(validation.loss)):
         raise NonFiniteLoss(
@@ -102,6 +109,7 @@ def train(
         steps=fitted.steps,
         seconds=fitted.seconds,
         history=fitted.history,
+        checkpoint=fitted.checkpoint,
     )
 
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from nas.study import Study
 
 Source: TypeAlias = Literal["trained", "supernet", "proxy", "predicted", "measured", "counted", "custom"]
-State: TypeAlias = Literal["running", "finished", "infeasible", "failed"]
+State: TypeAlias = Literal["running", "finished", "infeasible", "failed", "stopped"]
+End: TypeAlias = Literal["finished", "infeasible", "failed", "stopped", "paused"]
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,58 @@ class Quantity:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """An earlier measurement to hold a new one against.
+
+    Attributes:
+        trial: Number of its trial.
+        value: The number.
+        interval: Lower and upper end.
+        key: What was measured, as whoever measured it keeps it.
+    """
+
+    trial: int
+    value: float
+    interval: tuple[float, float]
+    key: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What evaluating one architecture gave.
 
     Attributes:
-        state: Anything but `running`.
+        state: How it ended; `paused` where it was trained for part of its budget and may go on.
         quantities: Every quantity known, by objective name; what came before the end where the trial stopped early.
         reason: Why it failed or is infeasible.
         traceback: Last lines of the traceback of a failure.
         seconds: How long the evaluation took.
         files: Name and content of files to keep with the trial.
+        fraction: Part of the training budget behind the quantities.
     """
 
-    state: State
+    state: End
     quantities: Mapping[str, Quantity] = field(default_factory=dict)
     reason: str = ""
     traceback: tuple[str, ...] = ()
     seconds: float = 0.0
     files: Mapping[str, bytes] = field(default_factory=dict)
+    fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What a trial was worth after part of its training budget.
+
+    Attributes:
+        fraction: The part.
+        quantities: Results by objective name.
+        losses: One number per objective, lower is better.
+    """
+
+    fraction: float
+    quantities: Mapping[str, Quantity]
+    losses: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -65,16 +102,20 @@ class Trial:
         hash: Canonical hash of the architecture.
         encoded: The architecture as the journal stores it.
         decode: Turns `encoded` back into an architecture.
-        state: `running` until its outcome is known.
+        state: `running` until its outcome is known; `stopped` where others did better after part of the budget.
         quantities: Results by objective name.
         losses: One number per objective, lower is better; empty unless finished.
         violation: How far constraints are broken, 0 when feasible.
         reason: Why it failed or is infeasible.
         traceback: Last lines of the traceback of a failure.
         proposed_at: Seconds since the epoch.
+        note: What the strategy said of why it proposed it.
         ended_at: Seconds since the epoch, None while running.
         seconds: How long the evaluation took.
         artifact: Path of the compiled model relative to the run folder, where one was shipped.
+        remeasured: Results measured again after the search; what is proposed never depends on them.
+        rungs: What it was worth on the way, where its training was looked at in parts.
+        fraction: Part of the training budget behind the quantities, 1 unless it was stopped early.
         study: The study it belongs to, which holds its weights; None for a trial made by hand.
     """
 
@@ -92,6 +133,10 @@ class Trial:
     ended_at: float | None = None
     seconds: float = 0.0
     artifact: str | None = None
+    remeasured: Mapping[str, Quantity] = field(default_factory=dict)
+    rungs: tuple[Rung, ...] = ()
+    fraction: float = 1.0
+    note: Mapping[str, Any] = field(default_factory=dict)
     study: Study | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -136,11 +181,11 @@ def encode_outcome(number: int, hash_: str, outcome: Outcome, ended_at: float) -
         ended_at: Seconds since the epoch.
 
     Returns:
-        A JSON object whose `event` is the outcome's state; empty fields are left out.
+        A JSON object whose `event` is the outcome's state, or `rung` where it was paused; empty fields are left out.
     """
     quantities = outcome.quantities.items()
     record: dict[str, Any] = {
-        "event": outcome.state,
+        "event": "rung" if outcome.state == "paused" else outcome.state,
         "trial": number,
         "hash": hash_,
         "values": {name: quantity.value for name, quantity in quantities},
@@ -150,6 +195,7 @@ def encode_outcome(number: int, hash_: str, outcome: Outcome, ended_at: float) -
     optional = {
         "intervals": {name: list(quantity.interval) for name, quantity in quantities if quantity.interval is not None},
         "details": {name: dict(quantity.details) for name, quantity in quantities if quantity.details},
+        "fraction": outcome.fraction if outcome.fraction < 1 else None,
         "reason": outcome.reason,
         "traceback": list(outcome.traceback),
     }

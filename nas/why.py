@@ -7,7 +7,7 @@ print(found.base, found.changes, found.values)
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from ir.errors import InputError
@@ -40,7 +40,8 @@ class Reason:
         base: Number of the other, None where no earlier trial has a result.
         changes: What is another, from the base to the trial.
         effects: What it did to each value.
-        reason: Why the trial failed or is infeasible.
+        reason: Why the trial failed, is infeasible or was stopped.
+        note: What the strategy said of why it proposed the trial.
     """
 
     trial: int
@@ -48,6 +49,7 @@ class Reason:
     changes: tuple[Change, ...]
     effects: tuple[Effect, ...]
     reason: str
+    note: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -75,14 +77,14 @@ def why(study: Study, number: int, *, base: int | None = None) -> Reason:
         raise InputError("this trial has no result", where=f"trial {number}", found="running")
     other = find_trial(study, base) if base is not None else _nearest(study, trial)
     if other is None:
-        return Reason(number, None, (), (), trial.reason)
+        return Reason(number, None, (), (), trial.reason, dict(trial.note))
     found = tuple(changes(other.encoded, trial.encoded))
     directions = {metric.name: metric.direction for metric in study.goals.metrics}
     effects = tuple(
         Effect(change, _verdict(change, directions.get(change.name, "min")))
         for change in value_changes(other.quantities, trial.quantities)
     )
-    return Reason(number, other.number, found, effects, trial.reason)
+    return Reason(number, other.number, found, effects, trial.reason, dict(trial.note))
 
 
 def _nearest(study: Study, trial: Trial) -> Trial | None:

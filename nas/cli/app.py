@@ -18,7 +18,23 @@ import typer
 from typer.core import TyperGroup
 
 from ir.errors import NasError
-from nas.cli import bench, check, compile, diff, doctor, lint, list, probe, replay, report, search, show, verify, why
+from nas.cli import (
+    bench,
+    check,
+    compile,
+    diff,
+    doctor,
+    lint,
+    list,
+    probe,
+    remeasure,
+    replay,
+    report,
+    search,
+    show,
+    verify,
+    why,
+)
 from nas.cli.output import is_debugging, program, tell
 
 FAILED, INTERRUPTED = 1, 130
@@ -63,6 +79,7 @@ app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)
 app.command("probe")(probe.probe)
+app.command("remeasure")(remeasure.remeasure)
 app.command("report")(report.report)
 app.command("replay")(replay.replay)
 app.command("diff")(diff.diff)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ir.errors import InputError, did_you_mean
-from nas.cli.options import Json, TargetName, Threads
+from nas.cli.options import Json, TargetName, Threads, parse_options
 from nas.cli.output import Output, console, make_table, output, program
 from nas.cli.search_supernet import prepare_supernet
 
 if TYPE_CHECKING:
     from nas.budget import Budget
+    from nas.callbacks import Callback
     from nas.cli.search_supernet import SupernetSearch
     from nas.executors.base import Executor
     from nas.objectives.base import Objective
@@ -43,6 +46,9 @@ def search(
     ] = None,
     strategy: Annotated[str, typer.Option(help="What proposes; `nas list strategies`.")] = DEFAULT_STRATEGY,
     population: Annotated[int | None, typer.Option(min=2, help="Population of an evolutionary strategy.")] = None,
+    strategy_option: Annotated[
+        list[str] | None, typer.Option(help="Option of the strategy, such as 'eta=4'; repeat it.")
+    ] = None,
     executor: Annotated[str, typer.Option(help="Where trials run: serial, or ray.")] = "serial",
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at once, with --executor ray.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, with --executor ray.")] = None,
@@ -69,6 +75,13 @@ def search(
         list[str] | None, typer.Option(help="Such as 'params<=20e6' or 'latency<=5'; repeat it.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in one call when latency is measured.")] = 1,
+    prefer_tuned: Annotated[
+        bool, typer.Option("--prefer-tuned", help="Minimise kernels that nobody has tuned yet, besides.")
+    ] = False,
+    remeasure: Annotated[bool, typer.Option(help="Measure the points of the front again at the end.")] = True,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Trainings behind each quality of the front, once it is measured again.")
+    ] = 1,
     ship: Annotated[bool, typer.Option(help="Compile an artifact for each point of the front at the end.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json: Json = False,
@@ -81,7 +94,7 @@ def search(
     from nas.search import open_study
 
     training = {"steps": steps, "tokens": tokens, "seconds": seconds}
-    names = objective or ["quality", "latency"]
+    names = [*(objective or ["quality", "latency"]), *(["tuning_cost"] if prefer_tuned else [])]
     with output(json) as out_stream:
         budget = _budget(trials, hours)
         chosen = _executor(executor, workers, address, threads)
@@ -110,13 +123,17 @@ def search(
             target=target,
             objectives=objectives,
             constraints=constraints,
-            strategy=_strategy(strategy, population),
+            strategy=_strategy(strategy, population, strategy_option),
             storage=folder,
             seed=seed,
             threads=threads,
         )
         with study:
-            _run(study, budget, chosen, quiet=quiet, shipping=ship, supernet=supernet)
+            _run(study, budget, chosen, quiet=quiet, supernet=supernet)
+            if remeasure:
+                _remeasure(study, seeds, quiet=quiet)
+            if ship:
+                _ship(study, quiet=quiet)
         _show_result(study, out_stream, supernet)
 
 
@@ -137,7 +154,8 @@ def make_objective(name: str, training: dict[str, Any], batch: int = 1) -> Objec
     if name not in known:
         hint = did_you_mean(name, known)
         raise InputError("unknown objective", where="--objective", expected=", ".join(known), found=name, hint=hint)
-    options: dict[str, dict[str, Any]] = {"quality": training, "latency": {"batch": batch}}
+    shape = {"batch": batch}
+    options: dict[str, dict[str, Any]] = {"quality": training, "latency": shape, "tuning_cost": shape}
     return REGISTRY.make(name, options.get(name))
 
 
@@ -184,17 +202,18 @@ def _budget(trials: int | None, hours: float | None) -> Budget:
     return Budget(trials=DEFAULT_TRIALS if trials is None and hours is None else trials, hours=hours)
 
 
-def _strategy(name: str, population: int | None) -> Strategy:
+def _strategy(name: str, population: int | None, given: list[str] | None = None) -> Strategy:
     """Return a strategy; its tournaments have no more members than the population that was asked for."""
     from dataclasses import fields
 
     from nas.strategies import base as strategies
 
+    options = parse_options(given or [], "--strategy-option")
     if population is None:
-        return strategies.get(name)
+        return strategies.get(name, **options)
     usual: dict[str, Any] = {field.name: field.default for field in fields(strategies.REGISTRY.get(name))}
     tournament = {"tournament": min(usual["tournament"], population)} if "tournament" in usual else {}
-    return strategies.get(name, population=population, **tournament)
+    return strategies.get(name, **{"population": population, **tournament, **options})
 
 
 def _executor(name: str, workers: int | None, address: str | None, threads: int | None) -> Executor:
@@ -231,37 +250,64 @@ def _run(
     executor: Executor,
     *,
     quiet: bool,
-    shipping: bool,
     supernet: SupernetSearch | None = None,
 ) -> None:
-    """Run the study, train what a supernet ranked first, and ship the front, with progress on stderr."""
-    from nas.callbacks import Callback
-    from nas.progress import SearchProgress, ShippingProgress
-    from nas.ship import ship
+    """Run the study and train what a supernet ranked first, with progress on stderr."""
+    from nas.progress import SearchProgress
 
-    screen = console(stderr=True)
-    study.run(budget, executor=executor, callbacks=[] if quiet else [SearchProgress(screen, budget)])
+    study.run(budget, executor=executor, callbacks=[] if quiet else [SearchProgress(console(stderr=True), budget)])
     if supernet is not None:
         supernet.finish(study)
-    if not shipping:
-        return
-    listener = Callback() if quiet else ShippingProgress(screen)
-    try:
+
+
+def _remeasure(study: Study, seeds: int, *, quiet: bool) -> None:
+    """Measure the points of the front again, with progress on stderr."""
+    from nas.remeasure import remeasure
+
+    with told(quiet, "again trial") as listener:
+        remeasure(study, seeds=seeds, callback=listener)
+
+
+def _ship(study: Study, *, quiet: bool) -> None:
+    """Compile the front, with progress on stderr."""
+    from nas.ship import ship
+
+    with told(quiet, "artifact of trial") as listener:
         ship(study, callback=listener)
+
+
+@contextmanager
+def told(quiet: bool, what: str) -> Iterator[Callback]:
+    """Give what tells on stderr how work on some trials goes, or nothing where that is not wanted.
+
+    Args:
+        quiet: Whether it is not wanted.
+        what: What is done to the trial whose number follows.
+    """
+    from nas.callbacks import Callback
+    from nas.progress import ShippingProgress
+
+    if quiet:
+        yield Callback()
+        return
+    listener = ShippingProgress(console(stderr=True), what)
+    try:
+        yield listener
     finally:
-        if isinstance(listener, ShippingProgress):
-            listener.close()
+        listener.close()
 
 
 def _show_result(study: Study, out: Output, supernet: SupernetSearch | None = None) -> None:
     """Print the front as a table, where the artifacts are, and what to type next; and as JSON."""
-    from nas.summary import artifact_path, format_value, result_json, yardstick
+    from nas.summary import artifact_path, format_value, front_lines, noise_lines, result_json, yardstick
 
-    front = study.pareto_front()
+    sorted_out = study.front()
+    front = sorted_out.nominal
     if not front:
         out.text(*_explain_empty(study))
     else:
         out.table(front_table(study, front))
+        out.text(*front_lines(sorted_out), *noise_lines(study), "")
     out.text(*(supernet.lines(study) if supernet is not None else ()))
     found = yardstick(study) if front and any(m.source == "trained" for m in study.goals.metrics) else None
     if found is not None:
@@ -302,7 +348,8 @@ def front_table(study: Study, front: tuple[Trial, ...]) -> Any:
     from nas.summary import artifact_manifest, format_count, format_quantity, mixers, parameter_count, value_names
 
     names = value_names(study)
-    columns = ("trial", "token mixers", "params", *names, "compiled vs torch")
+    columns = ("trial", "token mixers", "params", *names, "compiled vs torch", "on the front")
+    sorted_out = study.front()
     table = make_table(*columns, title=f"Pareto front: {len(front)} of {len(study.trials)} trials", right=("params",))
     for trial in front:
         count = parameter_count(study, trial)
@@ -314,6 +361,7 @@ def front_table(study: Study, front: tuple[Trial, ...]) -> Any:
             "-" if count is None else format_count(count),
             *(format_quantity(trial.quantities[name]) if name in trial.quantities else "-" for name in names),
             "-" if error is None else f"error {error:.1e}",
+            sorted_out.status(trial),
         )
     return table
 

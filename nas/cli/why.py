@@ -31,6 +31,9 @@ def why(
             return
         if found.reason:
             out.text(f"trial {found.trial}: {found.reason}")
+        if found.note:
+            said = ", ".join(f"{name} {value}" for name, value in found.note.items())
+            out.text(f"trial {found.trial} was proposed with: {said}")
         if found.base is None:
             out.text(f"trial {found.trial} has no trial with a result before it")
             return

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from nas.registry import Registry
-from nas.trial import Outcome
+from nas.trial import Outcome, Quantity, Rival
 
 ReportStage: TypeAlias = Callable[[int, str], None]
 
@@ -20,10 +20,18 @@ class Job:
     Attributes:
         number: Trial number.
         architecture: What to evaluate.
+        until: Part of the training budget after which to stop and score what is there.
+        known: What earlier parts found that does not depend on training.
+        checkpoint: What an earlier part of the training left to go on from.
+        rivals: Recent measurements of other trials by objective name.
     """
 
     number: int
     architecture: Any
+    until: float = 1.0
+    known: Mapping[str, Quantity] = field(default_factory=dict)
+    checkpoint: bytes | None = field(default=None, repr=False)
+    rivals: Mapping[str, Sequence[Rival]] = field(default_factory=dict)
 
 
 class Evaluate(Protocol):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from ir.errors import InputError
 from nas.registry import Registry
-from nas.trial import Quantity, Source
+from nas.trial import Quantity, Rival, Source
 
 if TYPE_CHECKING:
     from codegen.targets.base import Target
@@ -37,6 +37,9 @@ class Context:
         seed: Seed of the study; every trial trains on the same stream.
         report: Called with the name of each stage.
         files: Files to keep with the trial; objectives add to it.
+        until: Part of its training budget after which a staged objective stops and scores what is there.
+        checkpoint: What a staged objective left in `files` when it last stopped, to go on from.
+        rivals: Recent measurements of other trials, by objective name, for objectives that want them.
     """
 
     architecture: Any
@@ -47,6 +50,9 @@ class Context:
     seed: int = 0
     report: Report = _ignore
     files: dict[str, bytes] = field(default_factory=dict)
+    until: float = 1.0
+    checkpoint: bytes | None = None
+    rivals: Mapping[str, Sequence[Rival]] = field(default_factory=dict)
     _graphs: dict[tuple[tuple[str, Any], ...], Graph] = field(default_factory=dict)
 
     def require_task(self, objective: str) -> Task:
@@ -101,6 +107,7 @@ class Objective(ABC):
         direction: Which way is better.
         source: Where the value comes from.
         cheap: True when it takes milliseconds: then a bound on it is checked before an architecture becomes a trial.
+        staged: True when it can stop after part of its budget and go on later, see `Context.until`.
     """
 
     name: str
@@ -108,6 +115,7 @@ class Objective(ABC):
     direction: Direction = "min"
     source: Source
     cheap: bool = False
+    staged: bool = False
 
     needs_task: ClassVar[bool] = True
     """Whether it can be evaluated without a task."""
@@ -121,6 +129,11 @@ class Objective(ABC):
     def settings(self) -> dict[str, Any]:
         """What besides its class decides the value, as JSON."""
         return {}
+
+    @property
+    def wants_rivals(self) -> bool:
+        """Whether a value is held against recent ones of other trials, see `Context.rivals`."""
+        return False
 
     def bind(self, task: Task | None) -> Objective:
         """Return the objective with what it takes from the task filled in."""

@@ -18,6 +18,7 @@ class Custom(Objective):
 
     Attributes:
         function: Takes an architecture and returns a number; deterministic where a study should be reproducible.
+            Where `staged` is set it takes the part of its budget to use as well, above 0 and up to 1.
         name: Key of the value in results, the function's own name where left out.
         min: Smallest value allowed.
         max: Largest value allowed.
@@ -26,7 +27,7 @@ class Custom(Objective):
         InputError: The function cannot be called, or has no name and none is given.
     """
 
-    function: Callable[[Any], float] = field(kw_only=False)
+    function: Callable[..., float] = field(kw_only=False)
     name: str = ""
     source: Source = "custom"
     min: float | None = None
@@ -49,7 +50,9 @@ class Custom(Objective):
         return self.min, self.max
 
     def evaluate(self, context: Context) -> Quantity:
-        value = self.function(context.architecture)
+        given = (context.architecture, context.until) if self.staged else (context.architecture,)
+        value = self.function(*given)
         if not isinstance(value, Real):
             raise TrialFailure(f"the objective {self.name} returned no number", expected="a float", found=repr(value))
-        return self.quantity(float(value))
+        partial: dict[str, Any] = {} if context.until >= 1 or not self.staged else {"fraction": context.until}
+        return self.quantity(float(value), **partial)

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ir.errors import ArtifactError, KernelCrash, KernelTimeout, MeasurementError
 from nas.objectives.base import Context, Objective
-from nas.trial import Quantity, Source
+from nas.trial import Quantity, Rival, Source
+
+if TYPE_CHECKING:
+    from codegen.measure import Latency as Record
+
+_NEIGHBOURS = 2
+_SETTLE_SECONDS = 2.0
+_KEPT_BYTES = 512 * 1024 * 1024  # of recent candidates on this machine, some hundred models of a few million weights
+STEADY_RATIO = 1.1
+"""How far times of the same thing may be apart on a steady machine: the reference kernel's, or those of neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency(Objective):
     """Compile the model for the target, verify it, and time it.
 
-    Weights do not change the time, so the model is timed as initialised, before it is trained.
+    Weights do not change the time, so the model is timed as initialised, before it is trained. Where its interval
+    overlaps those of earlier trials, it is timed once more in turns with the nearest two until the intervals part, and
+    its time is put on the scale of theirs: so the order of neighbours does not hang on when each was measured.
 
     Attributes:
         batch: Sequences per call.
         seq_len: Tokens per sequence; None takes the task's length.
         max_ms: Longest median allowed, milliseconds.
+        settle_seconds: Longest time for the turns with neighbours; 0 leaves overlaps as they are.
     """
 
     name: str = "latency"
@@ -29,6 +46,7 @@ class Latency(Objective):
     batch: int = 1
     seq_len: int | None = None
     max_ms: float | None = None
+    settle_seconds: float = _SETTLE_SECONDS
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
@@ -36,22 +54,124 @@ class Latency(Objective):
 
     @property
     def settings(self) -> dict[str, Any]:
-        given = {"batch": self.batch} if self.batch != 1 else {}
-        return given | ({} if self.seq_len is None else {"seq_len": self.seq_len})
+        given: dict[str, Any] = {"batch": self.batch} if self.batch != 1 else {}
+        given |= {} if self.seq_len is None else {"seq_len": self.seq_len}
+        return given | ({} if self.settle_seconds == _SETTLE_SECONDS else {"settle_seconds": self.settle_seconds})
+
+    @property
+    def wants_rivals(self) -> bool:
+        return self.settle_seconds > 0
 
     def evaluate(self, context: Context) -> Quantity:
-        from codegen.compile import compile_graph
+        from codegen import machine
+        from codegen.cache import LibraryCache
         from codegen.measure import measure_latency
+
+        with tempfile.TemporaryDirectory(prefix="nas-latency-") as folder:
+            path = self.compile(context, Path(folder))
+            context.report("measuring")
+            record = measure_latency(path, threads=context.threads)
+            if not self.wants_rivals:
+                return self.describe_record(record)
+            kept = LibraryCache(machine.cache_directory() / "candidates", _KEPT_BYTES)
+            data = path.read_bytes()
+            key = _key(data)
+            kept.put(key, data)
+            rivals: list[tuple[Rival, Path]] = []
+            for rival in neighbours(record.median_ms, record.interval_ms, context.rivals.get(self.name, ())):
+                if (other := kept.get(rival.key)) is not None:
+                    rivals.append((rival, Path(folder) / f"rival_{rival.trial}.nas"))
+                    rivals[-1][1].write_bytes(other)
+            details: dict[str, Any] = {"candidate": key}
+            if rivals:
+                context.report(f"settling against trial {', '.join(str(rival.trial) for rival, _ in rivals)}")
+                record, details["settled"] = self._settle(path, record, rivals, context.threads)
+        return self.describe_record(record, **details)
+
+    def compile(self, context: Context, folder: Path) -> Path:
+        """Compile the context's model, verify it, and save it in a folder.
+
+        Raises:
+            CompileError: It cannot be compiled.
+            VerificationError: The compiled model disagrees with its reference.
+        """
+        from codegen.compile import compile_graph
         from ir.initializers import initialize
 
         graph = context.graph(self.name, batch=self.batch, seq_len=self.seq_len)
         context.report("compiling")
         artifact = compile_graph(graph, initialize(graph, context.seed), context.resolve_target(), opt_level=1)
-        with tempfile.TemporaryDirectory(prefix="nas-latency-") as folder:
-            path = Path(folder) / "candidate.nas"
-            artifact.save(path)
-            context.report("measuring")
-            record = measure_latency(path, threads=context.threads)
-        return self.quantity(
-            record.median_ms, record.interval_ms, **record.to_dict() | {"machine": record.machine["cpu"]}
-        )
+        path = folder / f"candidate_{context.number}.nas"
+        artifact.save(path)
+        return path
+
+    def describe_record(self, record: Record, **details: Any) -> Quantity:
+        """Return a measurement as this objective's value, with its circumstances."""
+        circumstances = record.to_dict() | {"machine": record.machine["cpu"]} | details
+        return self.quantity(record.median_ms, record.interval_ms, **circumstances)
+
+    def _settle(
+        self, path: Path, alone: Record, rivals: Sequence[tuple[Rival, Path]], threads: int | None
+    ) -> tuple[Record, dict[str, Any]]:
+        """Time a model in turns with its neighbours; say against whom, and whether the intervals parted."""
+        from codegen.measure import measure_together
+
+        against = [rival.trial for rival, _ in rivals]
+        try:
+            own, *others = measure_together(
+                [path, *(other for _, other in rivals)], threads=threads, max_seconds=self.settle_seconds
+            )
+        except (ArtifactError, KernelCrash, KernelTimeout, MeasurementError) as error:  # the model alone is sound
+            return alone, {"against": against, "parted": False, "reason": error.message}
+        scale = scale_of([(rival.value, other.median_ms) for (rival, _), other in zip(rivals, others, strict=True)])
+        parted = not any(_overlap(own.interval_ms, other.interval_ms) for other in others)
+        if not parted and _width(alone) <= _width(own):
+            return alone, {"against": against, "parted": False}
+        return rescale(own, scale), {"against": against, "parted": parted, "scale": round(scale, 4)}
+
+
+def neighbours(value: float, interval: tuple[float, float], rivals: Sequence[Rival]) -> list[Rival]:
+    """Return those whose intervals overlap a measured one, the nearest two.
+
+    Args:
+        value: The measured value.
+        interval: Its interval.
+        rivals: Earlier results.
+    """
+    near = [rival for rival in rivals if _overlap(interval, rival.interval)]
+    return sorted(near, key=lambda rival: (abs(rival.value - value), rival.trial))[:_NEIGHBOURS]
+
+
+def scale_of(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return by what recorded values exceed those measured now, the geometric mean of their ratios.
+
+    Args:
+        pairs: Recorded and new value of each neighbour.
+    """
+    return float(np.exp(np.mean([np.log(recorded / now) for recorded, now in pairs])))
+
+
+def rescale(record: Record, scale: float) -> Record:
+    """Return a measurement with its times multiplied; a scale far from 1 marks it as noisy."""
+    low, high = record.interval_ms
+    return replace(
+        record,
+        median_ms=record.median_ms * scale,
+        p10_ms=record.p10_ms * scale,
+        p90_ms=record.p90_ms * scale,
+        interval_ms=(low * scale, high * scale),
+        noisy=record.noisy or not 1 / STEADY_RATIO <= scale <= STEADY_RATIO,
+    )
+
+
+def _width(record: Record) -> float:
+    low, high = record.interval_ms
+    return (high - low) / record.median_ms
+
+
+def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def _key(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:40]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nas.objectives.base import Context, Direction, Objective
-from nas.trial import Quantity, Source
+from nas.trial import CHECKPOINT_FILE, Quantity, Source
 
 if TYPE_CHECKING:
     from nas.tasks.base import Task
@@ -23,6 +23,9 @@ class Quality(Objective):
     Unit and direction come from the task. Exactly one of steps, tokens and seconds ends the training; with none of them
     it takes 200 steps. Quality repeats from run to run unless seconds decide.
 
+    A strategy that stops trials early looks at it after parts of the budget; a training in parts gives what it gives in
+    one go.
+
     Attributes:
         steps: Updates.
         tokens: Input positions read.
@@ -34,6 +37,7 @@ class Quality(Objective):
 
     name: str = "quality"
     source: Source = "trained"
+    staged: bool = True
     steps: int | None = None
     tokens: int | None = None
     seconds: float | None = None
@@ -85,12 +89,19 @@ class Quality(Objective):
             options=self.options,
             threads=context.threads,
             progress=show,
+            until=context.until,
+            resume=context.checkpoint,
         )
-        context.files[WEIGHTS_FILE] = save(result.params)
+        if result.checkpoint is None:
+            context.files[WEIGHTS_FILE] = save(result.params)
+        else:
+            context.files[CHECKPOINT_FILE] = result.checkpoint
+        partial: dict[str, Any] = {} if context.until >= 1 else {"fraction": context.until}
         return self.quantity(
             result.quality,
             metric=context.require_task(self.name).metric.name,
             loss=result.loss,
             steps=result.steps,
             seconds=round(result.seconds, 3),
+            **partial,
         )

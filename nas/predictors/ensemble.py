@@ -18,6 +18,8 @@ Vector: TypeAlias = NDArray[np.float64]
 
 # Products of features are formed among at most this many: 32 give 560 terms.
 _PRODUCT_FEATURES = 32
+# Boosting tries at most so many features for a split: fits take as long as what is tried.
+_SPLIT_FEATURES = 48
 # Exponent that turns the errors of kinds into weights: a kind twice as wrong counts a sixteenth.
 _SHARPNESS = 4.0
 # How often outliers are looked for, and the standard deviation of normal errors whose median size is one.
@@ -56,6 +58,8 @@ class Ensemble:
         seed: Decides folds and random regressors.
         outliers: Values farther than this many robust standard deviations from their prediction are left out and the
             rest fitted again, for measurements that something disturbed; None keeps all.
+        is_refitted: Each kind is fitted once more, to all points, when its weight is known, and this one predicts. It
+            has seen more than the members of folds, whose errors the error bars still tell.
 
     Raises:
         InputError: No such kind, or fewer than two folds.
@@ -65,6 +69,7 @@ class Ensemble:
     folds: int = 5
     seed: int = 0
     outliers: float | None = None
+    is_refitted: bool = False
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
@@ -143,9 +148,11 @@ class Ensemble:
             members.append([])
             for part in range(folds):
                 held = part_N == part
-                model = KINDS[kind](table.summaries, self.seed)
+                model = KINDS[kind](table, self.seed)
                 members[row].append(_fit_quietly(model, x_NF[~held], z_N[~held]))
                 unseen_KN[row, held] = model.predict(x_NF[held])
+            if self.is_refitted:
+                members[row] = [_fit_quietly(KINDS[kind](table, self.seed), x_NF, z_N)]
         errors_K = np.sqrt(np.mean((unseen_KN - z_N) ** 2, axis=1))
         weights_K = (errors_K / errors_K.min() if errors_K.min() > 0 else errors_K + 1.0) ** -_SHARPNESS
         return members, unseen_KN, weights_K / weights_K.sum()
@@ -213,13 +220,18 @@ def _from_scale(z_N: Vector, is_log: bool) -> Vector:
 
 
 def _fit_quietly(model: Any, x_NF: Vector, z_N: Vector) -> Any:
-    """Fit, without the warnings of solvers that stop at their limits: held-out errors tell how good it is."""
-    with warnings.catch_warnings():
+    """Fit, without the warnings of solvers that stop at their limits: held-out errors tell how good it is.
+
+    Checks of arguments, which would be made again for every tree, are left out as well.
+    """
+    from sklearn import config_context
+
+    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
         warnings.simplefilter("ignore")
         return model.fit(x_NF, z_N)
 
 
-def _ridge(summaries: tuple[int, ...], seed: int) -> Any:
+def _ridge(table: FeatureTable, seed: int) -> Any:
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -227,9 +239,9 @@ def _ridge(summaries: tuple[int, ...], seed: int) -> Any:
     return make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 15)))
 
 
-def _quadratic(summaries: tuple[int, ...], seed: int) -> Any:
+def _quadratic(table: FeatureTable, seed: int) -> Any:
     """Ridge regression on all features and on products of the few that say most."""
-    return _Products(summaries, _ridge(summaries, seed))
+    return _Products(table.summaries, _ridge(table, seed))
 
 
 @dataclass
@@ -269,19 +281,22 @@ class _Products:
         return np.concatenate([x_NF, few_NC[:, left] * few_NC[:, right]], axis=1)
 
 
-def _boosting(summaries: tuple[int, ...], seed: int) -> Any:
+def _boosting(table: FeatureTable, seed: int) -> Any:
     from sklearn.ensemble import GradientBoostingRegressor
 
-    return GradientBoostingRegressor(n_estimators=150, max_depth=4, subsample=0.7, max_features=0.5, random_state=seed)
+    share = min(0.5, _SPLIT_FEATURES / max(len(table.names), 1))
+    return GradientBoostingRegressor(
+        n_estimators=150, max_depth=4, subsample=0.7, max_features=share, random_state=seed
+    )
 
 
-def _extra_trees(summaries: tuple[int, ...], seed: int) -> Any:
+def _extra_trees(table: FeatureTable, seed: int) -> Any:
     from sklearn.ensemble import ExtraTreesRegressor
 
     return ExtraTreesRegressor(200, min_samples_leaf=2, max_features=0.4, random_state=seed)
 
 
-def _gaussian_process(summaries: tuple[int, ...], seed: int) -> Any:
+def _gaussian_process(table: FeatureTable, seed: int) -> Any:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
     from sklearn.pipeline import make_pipeline
@@ -291,7 +306,7 @@ def _gaussian_process(summaries: tuple[int, ...], seed: int) -> Any:
     return make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed))
 
 
-def _support_vectors(summaries: tuple[int, ...], seed: int) -> Any:
+def _support_vectors(table: FeatureTable, seed: int) -> Any:
     from sklearn.compose import TransformedTargetRegressor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -301,11 +316,31 @@ def _support_vectors(summaries: tuple[int, ...], seed: int) -> Any:
     return make_pipeline(StandardScaler(), scaled)
 
 
-KINDS: dict[str, Callable[[tuple[int, ...], int], Any]] = {
+def _layer_process(table: FeatureTable, seed: int) -> Any:
+    from nas.predictors.layer_process import LayerProcess
+
+    return LayerProcess(table, seed)
+
+
+def _layer_trees(table: FeatureTable, seed: int) -> Any:
+    """Extremely random trees on means over the first layers, as a layer process sees them."""
+    from sklearn.ensemble import ExtraTreesRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    from nas.predictors.layer_process import LayerColumns
+
+    trees = ExtraTreesRegressor(300, min_samples_leaf=2, max_features=0.3, random_state=seed)
+    return make_pipeline(FunctionTransformer(LayerColumns.of(table).make), trees)
+
+
+KINDS: dict[str, Callable[[FeatureTable, int], Any]] = {
     "ridge": _ridge,
     "quadratic": _quadratic,
     "boosting": _boosting,
     "extra_trees": _extra_trees,
     "gaussian_process": _gaussian_process,
     "support_vectors": _support_vectors,
+    "layer_process": _layer_process,
+    "layer_trees": _layer_trees,
 }

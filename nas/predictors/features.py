@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Point = Mapping[str, Any]
 
+# Digits to which columns are compared, far fewer than rounding errors touch.
+_PATTERN_DIGITS = 9
+
 
 def flatten(point: Point) -> dict[str, float]:
     """Return the features of a point by name.
@@ -106,13 +109,22 @@ class FeatureTable:
     def of(cls, described: Sequence[Mapping[str, float]]) -> FeatureTable:
         """Return the columns that differ among some points.
 
+        An entry of a list that differs from another column by a factor and an offset alone is left out: it says
+        nothing more, and layers that share their options repeat themselves in hundreds of columns.
+
         Args:
             described: Features of each point by name.
         """
-        names = sorted({name for features in described for name in features})
+        names = sorted({name for features in described for name in features}, key=lambda name: ("[" in name, name))
         x_NF = cls(tuple(names)).matrix(described)
-        differs = np.ptp(x_NF, axis=0) > 0 if len(x_NF) else np.zeros(len(names), dtype=bool)
-        return cls(tuple(name for name, is_kept in zip(names, differs, strict=True) if is_kept))
+        kept: list[str] = []
+        patterns: set[bytes] = set()
+        for column in np.flatnonzero(np.ptp(x_NF, axis=0) > 0) if len(x_NF) else ():
+            pattern = _pattern(x_NF[:, column])
+            if "[" not in names[column] or pattern not in patterns:
+                kept.append(names[column])
+                patterns.add(pattern)
+        return cls(tuple(sorted(kept)))
 
     @property
     def summaries(self) -> tuple[int, ...]:
@@ -133,6 +145,12 @@ class FeatureTable:
                 if column is not None:
                     x_NF[row, column] = value
         return x_NF
+
+
+def _pattern(column_N: NDArray[np.float64]) -> bytes:
+    """Return what columns have in common that differ by a factor and an offset alone."""
+    share_N = np.round((column_N - column_N.min()) / np.ptp(column_N), _PATTERN_DIGITS) + 0.0
+    return min(share_N.tobytes(), np.round(1.0 - share_N, _PATTERN_DIGITS).tobytes())
 
 
 def _collect(name: str, value: Any, features: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from nas.bench_results import read_results
+from nas.front import Front
 from nas.objectives.base import Objective
 from nas.study import Study
 from nas.summary import Yardstick, artifact_manifest, parameter_count, quality_name, yardstick
@@ -21,6 +22,7 @@ class Contents:
     Attributes:
         study: The study.
         front: Its Pareto front, best in the first objective first.
+        sorted_out: What of it is certain, and what else may be on it.
         yardstick: Chance and baselines, None where there is no task or no data.
         quality: Name of the objective that the yardstick measures.
         parameters: Number of parameters of the trials of the front, where known.
@@ -33,6 +35,7 @@ class Contents:
 
     study: Study
     front: tuple[Trial, ...]
+    sorted_out: Front
     yardstick: Yardstick | None
     quality: str | None
     parameters: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -45,7 +48,8 @@ class Contents:
     @classmethod
     def of(cls, study: Study) -> Contents:
         """Gather the contents of a study's report."""
-        front = study.pareto_front()
+        sorted_out = study.front()
+        front = sorted_out.nominal
         records = study.storage.records()
         counts = {trial.number: parameter_count(study, trial) for trial in front}
         manifests = {trial.number: artifact_manifest(study, trial) for trial in front}
@@ -55,6 +59,7 @@ class Contents:
         return cls(
             study=study,
             front=front,
+            sorted_out=sorted_out,
             yardstick=yardstick(study),
             quality=quality_name(study),
             parameters={number: count for number, count in counts.items() if count is not None},
@@ -71,13 +76,14 @@ class Contents:
         return self.header["settings"]
 
     @property
-    def machine(self) -> Mapping[str, Any] | None:
-        """Where latency was measured, None where it was not."""
+    def machines(self) -> list[str]:
+        """Models of the CPUs that latency was measured on, the first one first."""
+        found: dict[str, None] = {}
         for trial in self.study.trials:
-            for quantity in trial.quantities.values():
-                if isinstance(quantity.details.get("machine"), dict):
-                    return quantity.details["machine"]
-        return None
+            for quantity in (*trial.quantities.values(), *trial.remeasured.values()):
+                if machine := quantity.details.get("machine"):
+                    found[str(machine)] = None
+        return list(found)
 
     def eager_ms(self, trial: Trial) -> float | None:
         """Return the time of a trial's model in torch eager on the threads that its latency was measured on."""

@@ -82,12 +82,12 @@ def draw_front(contents: Contents, y: Objective, x: Objective) -> Drawing | None
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8.2, 4.9), layout="constrained")
         axes = figure.add_subplot()
-        on_front = {trial.number for trial in contents.front}
+        on_front = {trial.number for trial in (*contents.sorted_out.certain, *contents.sorted_out.possible)}
         others = [trial for trial in trials if trial.number not in on_front]
         _scatter(axes, [t for t in others if t.is_feasible], x, y, "other trials", color=_FAINT, s=26)
         broken = [t for t in others if not t.is_feasible]
         _scatter(axes, broken, x, y, "breaks a constraint", facecolors="none", edgecolors=_FAINT, s=26)
-        _draw_front_line(axes, contents.front, x, y)
+        _draw_front_line(axes, contents, x, y)
         eager = _draw_eager(axes, contents, x, y)
         missed = _draw_reference_lines(axes, contents, y, [trial.values[y.name] for trial in trials])
         values = [trial.values[x.name] for trial in trials] + eager
@@ -98,7 +98,8 @@ def draw_front(contents: Contents, y: Objective, x: Objective) -> Drawing | None
         axes.set_ylabel(_label(y))
         axes.margins(0.08)
         axes.legend(loc="best", fontsize=9)
-        note = "Bars are 95 % intervals of the median. " if x.source == "measured" else ""
+        note = "Hollow points may be on the front: see the table. " if contents.sorted_out.possible else ""
+        note += "Bars are intervals: 95 % of a measured median, the range over seeds of a trained score. "
         note += f"Off the scale: {', '.join(missed)}." if missed else ""
         return _finish(figure, f"front_{y.name}_{x.name}", f"{y.name} against {x.name}", note)
 
@@ -134,19 +135,26 @@ def _scatter(axes: Axes, trials: Sequence[Trial], x: Objective, y: Objective, la
         axes.scatter([t.values[x.name] for t in trials], [t.values[y.name] for t in trials], label=label, **style)
 
 
-def _draw_front_line(axes: Axes, front: Sequence[Trial], x: Objective, y: Objective) -> None:
-    """Draw the front with the intervals of its points and the numbers of its trials."""
-    ordered = sorted(front, key=lambda trial: trial.values[x.name])
-    xs, ys = [t.values[x.name] for t in ordered], [t.values[y.name] for t in ordered]
+def _draw_front_line(axes: Axes, contents: Contents, x: Objective, y: Objective) -> None:
+    """Draw the front: certain points filled, possible ones hollow, with their intervals and the numbers of trials."""
+    ordered = sorted(contents.front, key=lambda trial: trial.values[x.name])
     where = "post" if x.direction == "min" else "pre"  # a point rules until the next better one
-    axes.step(xs, ys, where=where, color=_ACCENT, linewidth=1.2, alpha=0.55)
-    axes.scatter(xs, ys, color=_ACCENT, s=44, zorder=3, label="Pareto front")
+    axes.step(
+        [trial.values[x.name] for trial in ordered],
+        [trial.values[y.name] for trial in ordered],
+        where=where,
+        color=_ACCENT,
+        linewidth=1.2,
+        alpha=0.55,
+    )
+    certain, possible = contents.sorted_out.certain, contents.sorted_out.possible
+    _scatter(axes, certain, x, y, "on the front for certain", color=_ACCENT, s=44, zorder=3)
+    hollow: Any = {"facecolors": "none", "edgecolors": _ACCENT, "linewidths": 1.4, "s": 44, "zorder": 3}
+    _scatter(axes, possible, x, y, "may be on the front", **hollow)
     side, height = (-1 if x.direction == "min" else 1), (5 if y.direction == "max" else -12)  # where no other trial is
-    for trial in ordered:
+    for trial in (*certain, *possible):
         point = trial.values[x.name], trial.values[y.name]
-        interval = trial.quantities[x.name].interval
-        if interval is not None:
-            axes.plot(interval, (point[1], point[1]), color=_ACCENT, linewidth=3, alpha=0.45, solid_capstyle="butt")
+        _draw_intervals(axes, trial, x, y)
         axes.annotate(
             str(trial.number),
             point,
@@ -156,6 +164,14 @@ def _draw_front_line(axes: Axes, front: Sequence[Trial], x: Objective, y: Object
             fontsize=9,
             color=_INK,
         )
+
+
+def _draw_intervals(axes: Axes, trial: Trial, x: Objective, y: Objective) -> None:
+    style: Any = {"color": _ACCENT, "linewidth": 3, "alpha": 0.45, "solid_capstyle": "butt"}
+    if (across := trial.quantities[x.name].interval) is not None:
+        axes.plot(across, (trial.values[y.name],) * 2, **style)
+    if (upright := trial.quantities[y.name].interval) is not None:
+        axes.plot((trial.values[x.name],) * 2, upright, **style)
 
 
 def _draw_eager(axes: Axes, contents: Contents, x: Objective, y: Objective) -> list[float]:

@@ -69,9 +69,11 @@ def _head(contents: Contents, name: str) -> str:
     seconds = sum(trial.seconds for trial in contents.study.trials)
     facts = (
         (str(len(contents.front)), "models on the front"),
+        (str(len(contents.sorted_out.certain)), "there for certain"),
         (str(counted["finished"]), "trials finished"),
         (str(counted["failed"]), "failed"),
         (str(counted["infeasible"]), "break a constraint"),
+        *([(str(counted["stopped"]), "stopped early")] if counted["stopped"] else []),
         (format_duration(seconds), "of trials"),
         *_best_facts(contents),
     )
@@ -112,10 +114,13 @@ def _front(contents: Contents) -> str:
         "params",
         *names,
         *(["torch eager"] if eager else []),
+        "on the front",
         "compiled vs torch",
         "artifact",
     ]
-    rows = [_front_row(contents, trial, names, eager) for trial in contents.front]
+    nominal = {trial.number for trial in contents.front}
+    others = [trial for trial in contents.sorted_out.possible if trial.number not in nominal]
+    rows = [_front_row(contents, trial, names, eager) for trial in (*contents.front, *others)]
     return "<h2>Pareto front</h2>\n" + render_table(heads, rows, ("trial", "params")) + _yardstick(contents)
 
 
@@ -124,21 +129,34 @@ def _front_row(contents: Contents, trial: Trial, names: Sequence[str], eager: bo
     manifest = contents.manifests.get(trial.number)
     error = manifest["verification_error"] if manifest is not None else None
     return [
-        f'<a href="#trial-{trial.number}">{trial.number}</a>',
+        _number(contents, trial),
         escape(mixers(trial.encoded)),
         "-" if count is None else format_count(count),
-        *(_quantity(trial.quantities.get(name)) for name in names),
+        *(_quantity(trial.quantities.get(name), name in trial.remeasured) for name in names),
         *([_eager(contents, trial)] if eager else []),
+        _status(contents, trial),
         "-" if error is None else f"{error:.1e}",
         escape(trial.artifact or contents.unshipped.get(trial.number, "-")),
     ]
 
 
-def _quantity(quantity: Quantity | None) -> str:
+def _number(contents: Contents, trial: Trial) -> str:
+    """Write a trial's number, as a link where the page shows the model."""
+    is_shown = any(trial.number == other.number for other in contents.front)
+    return f'<a href="#trial-{trial.number}">{trial.number}</a>' if is_shown else str(trial.number)
+
+
+def _status(contents: Contents, trial: Trial) -> str:
+    """Say whether a trial is on the front for certain, and what is in the way of that."""
+    reason = contents.sorted_out.unsettled.get(trial.number)
+    return contents.sorted_out.status(trial) + (f"<br><small>{escape(reason)}</small>" if reason else "")
+
+
+def _quantity(quantity: Quantity | None, is_again: bool) -> str:
     """Write a quantity with its interval and source below it."""
     if quantity is None:
         return "-"
-    remarks = [format_interval(quantity), quantity.source]
+    remarks = [format_interval(quantity), quantity.source, "again" if is_again else ""]
     if quantity.details.get("noisy"):
         remarks.append('<span class="warm">noisy</span>')
     below = " ".join(remark for remark in remarks if remark)
@@ -191,7 +209,7 @@ def _failures(contents: Contents) -> str:
 
 
 def _circumstances(contents: Contents) -> str:
-    header, settings, machine = contents.header, contents.settings, contents.machine
+    header, settings = contents.header, contents.settings
     strategy = dict(settings["strategy"])
     rows: list[tuple[str, str]] = [
         ("seed", str(settings["seed"])),
@@ -207,8 +225,7 @@ def _circumstances(contents: Contents) -> str:
     rows += [(f"run {number}", _run(run)) for number, run in enumerate(contents.runs, 1)]
     versions = (contents.runs[-1] if contents.runs else header).get("versions", {})
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    if machine is not None:
-        rows.append(("machine", _machine(machine)))
+    rows += [("machine", machine) for machine in contents.machines]
     cells = [(escape(name), escape(value)) for name, value in rows]
     space = f"<details><summary>the search space</summary><pre>{escape(str(header.get('space', '')))}</pre></details>\n"
     return "<h2>Circumstances</h2>\n" + render_table(("", ""), cells) + space
@@ -231,16 +248,3 @@ def _run(run: Mapping[str, Any]) -> str:
     executor = dict(run.get("executor", {}))
     budget = ", ".join(f"{limit} {unit}" for unit, limit in run.get("budget", {}).items())
     return f"{format_time(run.get('time'))}, {budget}, executor {_mapping(executor.pop('name', '?'), executor)}"
-
-
-def _machine(machine: Mapping[str, Any]) -> str:
-    vector = next((name for name in ("avx512f", "avx2", "sse4_2", "asimd") if name in machine.get("features", ())), "")
-    parts = [
-        str(machine.get("cpu", "")),
-        f"{machine.get('physical_cores')} cores",
-        f"{machine.get('logical_cpus')} threads",
-        vector,
-        f"{machine.get('memory_bytes', 0) / 1e9:.0f} GB",
-        str(machine.get("os", "")),
-    ]
-    return ", ".join(part for part in parts if part)

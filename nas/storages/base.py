@@ -55,5 +55,13 @@ class Storage(ABC):
         """Return a file kept with a trial, None where there is none."""
 
     @abstractmethod
+    def remove_file(self, number: int, name: str) -> None:
+        """Drop a file kept with a trial, where there is one.
+
+        Raises:
+            StorageError: It could not be removed.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Let others use the storage; `append` takes it up again, and a second call does nothing."""

@@ -116,6 +116,13 @@ class Journal(Storage):
         except OSError as error:
             raise _unreadable(path, error) from error
 
+    def remove_file(self, number: int, name: str) -> None:
+        path = self._folder / "trials" / str(number) / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
     def close(self) -> None:
         try:
             self.sync()

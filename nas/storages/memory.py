@@ -46,5 +46,8 @@ class Memory(Storage):
         path = self._folder / "trials" / str(number) / name
         return path.read_bytes() if path.is_file() else None
 
+    def remove_file(self, number: int, name: str) -> None:
+        self._files.pop((number, name), None)
+
     def close(self) -> None:
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from ir.errors import InputError
 from nas import pareto
 from nas.registry import Registry
 from nas.trial import Trial
+
+if TYPE_CHECKING:
+    from nas.evaluate import Evaluator
 
 
 class Space(Protocol):
@@ -39,12 +42,38 @@ class Strategy(ABC):
     exactly those trials. So a proposal depends on the seed and on recorded results alone, whatever the number of
     workers and their timing. A study also refuses duplicates and candidates that break cheap constraints: it then asks
     again, with the same arguments and the generator where it stands.
+
+    A strategy with `stops_early` also looks at trials after parts of their training budget, and stops some there.
     """
+
+    stops_early: ClassVar[bool] = False
+    """Whether `milestones` and `judge` are asked."""
 
     @property
     @abstractmethod
     def batch_size(self) -> int | None:
         """How many trials are proposed from the same results; None when results do not matter."""
+
+    def bind(self, space: Any, evaluator: Evaluator) -> Strategy:
+        """Return the strategy for a study, where it has to know what the study evaluates; itself otherwise.
+
+        Args:
+            space: Where to look.
+            evaluator: Objectives and constraints.
+
+        Raises:
+            InputError: The strategy cannot serve this study.
+        """
+        return self
+
+    def explain(self, number: int, architecture: Any) -> dict[str, Any]:
+        """Return what the journal should keep of why a trial was proposed, as JSON; nothing by default.
+
+        Args:
+            number: Number of the trial.
+            architecture: What `ask` returned for it.
+        """
+        return {}
 
     @abstractmethod
     def ask(self, space: Space, number: int, history: Sequence[Trial], rng: np.random.Generator) -> Any:
@@ -59,6 +88,31 @@ class Strategy(ABC):
         Returns:
             An architecture of the space.
         """
+
+    def milestones(self, number: int) -> tuple[float, ...]:
+        """Return the parts of its budget after which a trial is judged, ascending, each above 0 and below 1.
+
+        Args:
+            number: Number of the trial; nothing else decides.
+        """
+        return ()
+
+    def judge(self, waiting: Sequence[int], trials: Sequence[Trial], *, is_last: bool) -> dict[int, bool]:
+        """Decide which of the trials at a milestone go on with their training.
+
+        Called whenever a trial has reached a milestone or ended. The study records the decisions, which nothing
+        changes later.
+
+        Args:
+            waiting: Numbers of the running trials that have reached a milestone, `rungs[-1]` of each, and are not
+                decided yet; in the order in which they came.
+            trials: All trials, by number.
+            is_last: True when there will be no further trials.
+
+        Returns:
+            True for each trial that goes on, False for each that is stopped; the others wait for more trials.
+        """
+        return {}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,14 @@ class Grid:
     def size(self) -> int:
         """Count the points."""
         return math.prod(self.sizes)
+
+    def places(self) -> tuple[int, ...]:
+        """Return how many ways there are at each place of a point."""
+        return self.sizes
+
+    def assemble(self, ways: Sequence[int]) -> Point:
+        """Return the point of one way for each place."""
+        return Point(tuple(ways))
 
     def sample(self, rng: np.random.Generator) -> Point:
         """Draw a point."""

@@ -9,6 +9,7 @@ Parametrise a test by `CHECKS` and give each a function that makes the strategy:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -16,7 +17,6 @@ import numpy as np
 
 from nas import pareto
 from nas.evaluate import Evaluator
-from nas.executors.base import Job
 from nas.goals import Goals
 from nas.objectives.custom import Custom
 from nas.storages.memory import Memory
@@ -31,6 +31,7 @@ Check: TypeAlias = Callable[[MakeStrategy], None]
 
 _TRIALS = 96
 _GRID = Grid((8, 8, 8, 8, 8, 8))
+_REFERENCE = (300.0, 150.0)
 
 
 def error(point: Point) -> float:
@@ -41,6 +42,11 @@ def error(point: Point) -> float:
 def cost(point: Point) -> float:
     """Distance to the opposite corner: in conflict with `error`."""
     return float(sum((7 - choice) ** 2 for choice in point.choices[:3]))
+
+
+def learning_curve(point: Point, fraction: float) -> float:
+    """Return the `error` that a point has after part of its budget: it comes down at a pace of the point's own."""
+    return error(point) * (1 + (1 - fraction) / (1 + point.choices[-1]))
 
 
 def make_study(
@@ -80,11 +86,11 @@ def run_with_workers(study: Study, trials: int, workers: int, timing_seed: int) 
     timing = np.random.default_rng(timing_seed)
     running: dict[int, Outcome] = {}
     while True:
-        while len(running) < workers and (study.interrupted or len(study.trials) < trials):
-            trial = study.ask()
+        while len(running) < workers:
+            trial = study.ask(may_begin=study.num_trials < trials)
             if trial is None:
                 break
-            running[trial.number] = study.evaluator(Job(trial.number, trial.architecture))
+            running[trial.number] = study.evaluator(study.job(trial))
         if not running:
             return
         number = sorted(running)[int(timing.integers(len(running)))]
@@ -149,9 +155,30 @@ def check_survives_failures(make: MakeStrategy) -> None:
 
 
 def check_finds_better_than_its_start(make: MakeStrategy) -> None:
-    """The front of the whole run encloses more than the front of its first third."""
+    """The front of the whole run encloses more than the front of its first third, unless that was all there is."""
     study = _run(make_study(make()))
-    assert _enclosed(study.trials) > _enclosed(study.trials[: _TRIALS // 3]), "two thirds of the trials gained nothing"
+    start = _enclosed(study.trials[: _TRIALS // 3])
+    corners = [Point((*choices, 0, 0, 0)) for choices in itertools.product(range(8), repeat=3)]
+    best = pareto.hypervolume(np.array([(error(point), cost(point)) for point in corners]), _REFERENCE)
+    assert start == best or _enclosed(study.trials) > start, "two thirds of the trials gained nothing"
+
+
+def check_resumes_between_milestones(make: MakeStrategy) -> None:
+    """Where trials are stopped early, a study cut off after any record ends with the same trials, stopped alike."""
+    if not make().stops_early:
+        return
+    objectives = (Custom(learning_curve, staged=True), cost)
+    whole = make_study(make(), storage=(storage := Memory()), objectives=objectives)
+    whole.run(_TRIALS // 2)
+    ended = [(trial.hash, trial.state, trial.fraction, trial.values) for trial in whole.trials]
+    assert {trial.state for trial in whole.trials} >= {"finished", "stopped"}, "no trial was stopped, or none finished"
+    assert all(trial.fraction == 1.0 for trial in whole.pareto_front()), "a stopped trial is on the front"
+    records = storage.records()
+    for cut in range(1, len(records), 23):
+        study = make_study(make(), storage=Memory(records[:cut]), objectives=objectives)
+        study.run(_TRIALS // 2)
+        found = [(trial.hash, trial.state, trial.fraction, trial.values) for trial in study.trials]
+        assert found == ended, f"resuming after record {cut} changes what becomes of the trials"
 
 
 CHECKS: tuple[Check, ...] = (
@@ -162,6 +189,7 @@ CHECKS: tuple[Check, ...] = (
     check_keeps_cheap_constraints,
     check_survives_failures,
     check_finds_better_than_its_start,
+    check_resumes_between_milestones,
 )
 
 
@@ -176,4 +204,4 @@ def _sequence(study: Study) -> list[tuple[int, str]]:
 
 def _enclosed(trials: Sequence[Trial]) -> float:
     losses = np.array([trial.losses for trial in trials if trial.is_feasible], dtype=np.float64)
-    return pareto.hypervolume(losses, (300.0, 150.0))
+    return pareto.hypervolume(losses, _REFERENCE)

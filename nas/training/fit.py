@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -17,13 +17,16 @@ from torch.nn import functional
 
 from ir.errors import InputError, NonFiniteLoss
 from nas.tasks.base import IGNORED_TARGET, Array, Batch, Predict, Task
+from nas.training import checkpoint
 from nas.training.budget import Budget, TrainOptions, learning_rate_factor
+from nas.training.checkpoint import Done
 
 Progress: TypeAlias = Callable[[int, int, float], None]
 Clock: TypeAlias = Callable[[], float]
 
 _DATA_STREAM: Final = 1  # apart from the streams that others derive from the same seed
 _HISTORY_POINTS: Final = 100
+_ROUNDING: Final = 1e-6  # a third of 600 steps, written as a fraction, is not a step more than 200
 _UNDECAYED: Final = frozenset({"bias", "decay", "embedding", "log", "norm", "position"})
 
 
@@ -50,11 +53,13 @@ class FitResult:
         steps: Updates done.
         seconds: Time spent in them.
         history: Loss on the way, about 100 points.
+        checkpoint: What to go on from, where the training stopped before the end of its budget.
     """
 
     steps: int
     seconds: float
     history: tuple[HistoryPoint, ...]
+    checkpoint: bytes | None = None
 
 
 def fit(
@@ -66,6 +71,8 @@ def fit(
     options: TrainOptions,
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
+    until: float = 1.0,
+    resume: bytes | None = None,
 ) -> FitResult:
     """Train a module in place.
 
@@ -80,21 +87,26 @@ def fit(
         options: Batch, optimiser and schedule.
         progress: Called after each update with its number, the expected total, and the loss.
         clock: Seconds, monotonic.
+        until: Stop after this part of the budget; schedules run as for the whole of it, so that a training in parts
+            gives what it gives in one go.
+        resume: Checkpoint to go on from.
 
     Returns:
-        Updates, time and history.
+        Updates, time and history, of earlier parts too.
 
     Raises:
         NonFiniteLoss: The loss or the gradient is NaN or infinite; names the step.
+        StorageError: The checkpoint is damaged, or of another model.
     """
     rng = np.random.default_rng([require_seed(seed), _DATA_STREAM])
     optimizer = make_optimizer(module.named_parameters(), options)
-    history = _History()
+    before = Done() if resume is None else checkpoint.read(resume, module, optimizer, rng)
+    history = _History(before.points)
     start = clock()
     module.train()
-    done = 0
+    done = before.steps
     total = budget.total_steps(options.batch_size * task.signature.positions)
-    for step, expected_total, fraction in _pace(total, budget.seconds, clock):
+    for step, expected_total, fraction in _pace(_Span(total, budget.seconds, until, before), clock):
         factor = learning_rate_factor(fraction, warmup=options.warmup, final_fraction=options.final_fraction)
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
@@ -103,7 +115,11 @@ def fit(
         done = step
         if progress is not None:
             progress(step, expected_total, loss)
-    return FitResult(done, clock() - start, history.finish())
+    seconds, points = before.seconds + clock() - start, history.finish()
+    if until >= 1:
+        return FitResult(done, seconds, points)
+    reached = Done(done, seconds, tuple(astuple(point) for point in points))
+    return FitResult(done, seconds, points, checkpoint.write(module, optimizer, rng, reached))
 
 
 def make_predictor(module: torch.nn.Module, task: Task) -> Predict:
@@ -201,19 +217,30 @@ def make_optimizer(weights: Iterable[tuple[str, nn.Parameter]], options: TrainOp
     return torch.optim.AdamW(filled, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=True)
 
 
-def _pace(total: int | None, seconds: float | None, clock: Clock) -> Iterator[tuple[int, int, float]]:
+@dataclass(frozen=True)
+class _Span:
+    """The part of a budget that is trained now: its limit in steps or seconds, where it ends, and what was before."""
+
+    total: int | None
+    seconds: float | None
+    until: float
+    before: Done
+
+
+def _pace(span: _Span, clock: Clock) -> Iterator[tuple[int, int, float]]:
     """Number of each step, expected number of steps, and fraction of the budget used when it ends."""
-    if total is not None:
-        yield from ((step, total, step / total) for step in range(1, total + 1))
+    if span.total is not None:
+        last = min(span.total, max(1, math.ceil(span.total * span.until - _ROUNDING)))
+        yield from ((step, span.total, step / span.total) for step in range(span.before.steps + 1, last + 1))
         return
-    if seconds is None:
+    if span.seconds is None:
         raise AssertionError("a budget has a limit")
-    start = clock()
-    elapsed = last_elapsed = 0.0
-    step = 0
-    while step == 0 or elapsed < seconds:
+    start = clock() - span.before.seconds
+    elapsed = last_elapsed = span.before.seconds
+    step = span.before.steps
+    while step == 0 or elapsed < span.seconds * span.until:
         step += 1
-        fraction = min(1.0, (2 * elapsed - last_elapsed) / seconds)  # as if this step took as long as the last
+        fraction = min(1.0, (2 * elapsed - last_elapsed) / span.seconds)  # as if this step took as long as the last
         yield step, max(step, round(step / fraction) if fraction else step), fraction
         last_elapsed, elapsed = elapsed, clock() - start
 
@@ -261,8 +288,8 @@ def as_tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
 class _History:
     """Collects mean losses, about `_HISTORY_POINTS` of them whatever the length."""
 
-    def __init__(self) -> None:
-        self._points: list[HistoryPoint] = []
+    def __init__(self, points: Iterable[tuple[int, float, float]] = ()) -> None:
+        self._points = [HistoryPoint(*point) for point in points]
         self._losses: list[float] = []
         self._last = (0, 0.0)
 

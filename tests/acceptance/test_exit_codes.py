@@ -89,11 +89,12 @@ def test_json_of_a_search_is_alone_on_stdout_and_complete(tmp_path, capfd):
     arguments = search_arguments(space, folder, "--objective", "quality", "--json", trials=2)
     done = run_here(capfd, arguments)
     result = json.loads(done.stdout)
-    assert set(result) == {"run", "front", "trials"}
+    assert set(result) == {"run", "front", "certain", "possible", "unsettled", "trials"}
     assert result["run"] == str(folder)
     assert result["trials"] == {"finished": 2, "failed": 0, "infeasible": 0}
     [point] = result["front"]
-    assert set(point) == {"trial", "values", "units", "source", "hash", "artifact"}
+    keys = {"trial", "values", "units", "source", "interval", "remeasured", "hash", "artifact", "status"}
+    assert set(point) == keys
     assert point["units"]["quality"] == "bits/byte" and point["source"]["quality"] == "trained"
     assert json.loads((folder / "journal.jsonl").read_text().splitlines()[0])["event"] == "study"
     assert "Pareto front" in done.stderr

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2]))
 sys.path.insert(0, str(HERE.parent))
 
-from predict_tables import predict_fbnet, predict_hat, predict_llmforge  # noqa: E402
+from predict_tables import predict_fbnet, predict_hat, predict_llmforge, predict_llmforge_nested  # noqa: E402
 from table_space import Surrogate, TableSpace, read_points, read_table  # noqa: E402
 
 from nas import Custom, pareto  # noqa: E402
@@ -34,6 +34,7 @@ HW_GPT_OBJECTIVES = "ppl,lat_ms_h100"
 GOALS = {100: 0.600, 200: 0.612}
 PREDICTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "llmforge": predict_llmforge,
+    "llmforge_nested": predict_llmforge_nested,
     "help_fbnet": predict_fbnet,
     "hat": predict_hat,
 }

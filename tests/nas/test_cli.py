@@ -149,11 +149,14 @@ def test_search_prints_its_front_as_json_and_in_words(tmp_path):
     result = nas(*arguments, "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
-    assert set(data) == {"run", "front", "trials"}
+    assert set(data) == {"run", "front", "certain", "possible", "unsettled", "trials"}
+    assert data["certain"] == [entry["trial"] for entry in data["front"]]
+    assert data["possible"] == []
     assert data["run"] == str(out)
     assert data["trials"] == {"finished": 3, "failed": 0, "infeasible": 0}
     for entry in data["front"]:
-        assert set(entry) == {"trial", "values", "units", "source", "hash", "artifact"}
+        keys = {"trial", "values", "units", "source", "interval", "remeasured", "hash", "artifact", "status"}
+        assert set(entry) == keys
         assert entry["source"] == {"params": "counted", "flops": "counted"}
     assert "Pareto front" in result.stderr
     assert f"report {out}" in result.stderr

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from nas import pareto
 
@@ -82,3 +85,51 @@ def test_hypervolume_equals_counted_cells(seed, objectives):
 def test_hypervolume_ignores_points_beyond_the_reference():
     """A point that is not better than the reference everywhere adds nothing."""
     assert pareto.hypervolume(np.array([[0.5, 0.5], [-9.0, 1.0]]), (1.0, 1.0)) == pytest.approx(0.25)
+
+
+@st.composite
+def boxes(draw):
+    """Small integers with intervals, many of them of no width, so that ties and touching ends are frequent."""
+    shape = draw(st.integers(0, 12)), draw(st.integers(1, 3))
+    low = draw(arrays(np.float64, shape, elements=st.integers(0, 5)))
+    width = draw(arrays(np.float64, shape, elements=st.sampled_from([0, 0, 1, 3])))
+    return low, low + width
+
+
+@given(boxes())
+def test_interval_dominance_equals_definition(box):
+    """Certain: nobody's best dominates my worst. Possible: nobody's worst dominates my best."""
+    low, high = box
+    others = [[j for j in range(len(low)) if j != i] for i in range(len(low))]
+    certain = [not any(pareto.dominates(low[j], high[i]) for j in others[i]) for i in range(len(low))]
+    possible = [not any(pareto.dominates(high[j], low[i]) for j in others[i]) for i in range(len(low))]
+    np.testing.assert_array_equal(pareto.never_dominated(low, high), np.array(certain, dtype=bool))
+    np.testing.assert_array_equal(pareto.sometimes_non_dominated(low, high), np.array(possible, dtype=bool))
+
+
+@given(boxes(), st.integers(0, 2**32 - 1))
+def test_fronts_within_intervals_lie_between_certain_and_possible(box, seed):
+    """Wherever the true values lie, the front has every certain row and no row that is not possible."""
+    low, high = box
+    share = np.random.default_rng(seed).choice([0.0, 0.3, 1.0], size=low.shape)
+    front = pareto.non_dominated(low + share * (high - low))
+    assert np.all(front[pareto.never_dominated(low, high)])
+    assert np.all(pareto.sometimes_non_dominated(low, high)[front])
+
+
+@given(boxes())
+def test_exact_losses_leave_nothing_open(box):
+    """Without width certain and possible are the front."""
+    low, _ = box
+    front = pareto.non_dominated(low)
+    np.testing.assert_array_equal(pareto.never_dominated(low, low), front)
+    np.testing.assert_array_equal(pareto.sometimes_non_dominated(low, low), front)
+
+
+@given(boxes(), st.integers(1, 3))
+def test_wider_intervals_decide_less(box, wider):
+    """Certain rows can only become fewer, possible ones only more."""
+    low, high = box
+    assert np.all(pareto.never_dominated(low, high)[pareto.never_dominated(low - wider, high + wider)])
+    wide = pareto.sometimes_non_dominated(low - wider, high + wider)
+    assert np.all(wide[pareto.sometimes_non_dominated(low, high)])

@@ -63,7 +63,7 @@ def test_inactive_layers_are_no_features():
 
 def test_columns_are_those_that_differ():
     """What all points share is no column, and a point without a feature has zero there."""
-    table = FeatureTable.of([{"same": 1.0, "a": 2.0}, {"same": 1.0, "x[0]": 3.0}])
+    table = FeatureTable.of([{"same": 1.0, "a": 2.0}, {"same": 1.0, "x[0]": 3.0}, {"same": 1.0}])
     assert table.names == ("a", "x[0]")
     assert table.summaries == (0,)
     np.testing.assert_array_equal(table.matrix([{"a": 5.0, "unknown": 1.0}]), [[5.0, 0.0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -11,8 +12,9 @@ from ir.errors import InputError, StorageError
 from nas.bench_results import keep_result, read_results
 from nas.report.write import write_report
 from nas.search import load_study, search
-from nas.summary import Yardstick
+from nas.summary import Yardstick, format_quantity, front_lines, noise_lines
 from nas.testing.spaces import Grid
+from nas.trial import Quantity
 from tests.nas.synthetic_run import write_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -171,3 +173,34 @@ def test_bench_results_keep_the_latest_of_each_runtime(tmp_path):
     ]
     (tmp_path / "bench.json").write_text("{broken")
     assert read_results(tmp_path) == []
+
+
+def test_report_tells_certain_points_from_possible_ones(tmp_path):
+    """Both are drawn and named; a possible one has the reason, a value measured again says so."""
+    with load_study(write_run(tmp_path), hold=True) as study:
+        first, *rest = study.pareto_front()
+        assert rest
+        latency = replace(first.quantities["latency"], interval=None, details={})
+        study.record_remeasured(first.number, {"latency": latency})
+        assert study.front().status(first) == "certain"
+        page = write_report(study).page.read_text(encoding="utf-8")
+    assert ">on the front for certain<" in page
+    assert ">may be on the front<" in page
+    assert "latency was not measured again" in page
+    assert "<b>1</b><span>there for certain</span>" in page
+    assert page.count("measured again") == 1 + page.count("not measured again")
+
+
+def test_summary_names_noise_and_what_is_in_the_way(tmp_path):
+    """Whoever reads the end of a search hears how many figures are noisy and why a point is only possible."""
+    study = load_study(write_run(tmp_path))
+    noisy = sum(
+        bool(trial.quantities["latency"].details["noisy"]) for trial in study.trials if "latency" in trial.values
+    )
+    assert noisy
+    [line] = noise_lines(study)
+    assert f"{noisy} of {study.count()['finished']} measurements are noisy" in line
+    possible = ", ".join(str(trial.number) for trial in study.front().possible)
+    assert front_lines(study.front()) == [f"  possible: trial {possible} (latency was not measured again)"]
+    assert "noisy" in format_quantity(Quantity(1.0, "ms", "measured", details={"noisy": True}))
+    assert "noisy" not in format_quantity(Quantity(1.0, "ms", "measured", details={"noisy": False}))

@@ -33,6 +33,9 @@ def test_strategy_conforms(name, check):
 def test_registry_lists_files_and_names_classes():
     """File stem, registry key and class go together."""
     assert set(base.REGISTRY.names()) == {
+        "asha",
+        "exact",
+        "hyperband",
         "random",
         "regularized_evolution",
         "nsga2",

@@ -105,7 +105,7 @@ def test_failing_objective_fails_its_trial_with_the_reason(tmp_path):
         return math.nan if point.choices[0] == 4 else rows(point)
 
     study = search(GRID, objectives=[fragile], budget=36, storage=tmp_path)
-    assert study.count() == {"finished": 24, "infeasible": 0, "failed": 12, "running": 0}
+    assert study.count() == {"finished": 24, "infeasible": 0, "failed": 12, "stopped": 0, "running": 0}
     failed = [record for record in read_journal(tmp_path) if record["event"] == "failed"]
     assert {record["reason"].partition("\n")[0] for record in failed} == {
         "ZeroDivisionError: three is too many",

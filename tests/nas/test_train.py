@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ir.errors import InputError, NonFiniteLoss, TrialFailure
+from ir.errors import InputError, NonFiniteLoss, StorageError, TrialFailure
 from nas import tasks
 from nas.tasks.base import Array, Batch, Task, evaluate
 from nas.training.budget import Budget, TrainOptions, learning_rate_factor
@@ -193,6 +193,45 @@ def test_fit_reports_progress_each_step(alternating: Task) -> None:
     fit(NextByte(), alternating, budget, seed=0, options=options, progress=lambda *call: heard.append(call))
     assert [(step, total) for step, total, _ in heard] == [(step, 7) for step in range(1, 8)]
     assert np.isfinite([loss for _, _, loss in heard]).all()
+
+
+@pytest.mark.parametrize("budget", [Budget(steps=30), Budget(tokens=30 * 8 * 16)])
+def test_fit_in_parts_gives_what_it_gives_in_one_go(alternating: Task, budget: Budget) -> None:
+    """Weights, steps and history are equal to the bit when a training stops twice on its way."""
+    options = TrainOptions(batch_size=8, learning_rate=0.1)
+    whole, parts = NextByte(scale=1.0), [NextByte(scale=1.0) for _ in range(3)]
+    expected = fit(whole, alternating, budget, seed=0, options=options)
+    found = []
+    for module, until in zip(parts, (1 / 9, 1 / 3, 1.0), strict=True):
+        left = found[-1].checkpoint if found else None
+        found.append(fit(module, alternating, budget, seed=0, options=options, until=until, resume=left))
+    assert [part.steps for part in found] == [4, 10, 30]
+    assert found[-1].checkpoint is None
+    assert torch.equal(parts[-1].table_VV, whole.table_VV)
+    assert found[-1].history[-1] == expected.history[-1]
+    assert [point.step for point in found[-1].history] == [point.step for point in expected.history]
+
+
+def test_fit_in_parts_counts_the_seconds_of_all_parts(alternating: Task) -> None:
+    """A budget in seconds goes on where it stopped: the rest is trained, not all of it again."""
+    options, budget = TrainOptions(batch_size=8, learning_rate=0.1), Budget(seconds=8.0)
+    first = fit(NextByte(), alternating, budget, seed=0, options=options, clock=ticking_clock(1.0), until=0.5)
+    assert first.steps == 4
+    rest = fit(
+        NextByte(), alternating, budget, seed=0, options=options, clock=ticking_clock(1.0), resume=first.checkpoint
+    )
+    assert rest.steps == 6  # the clock moves when it is read, and the first part reads it twice more than it has steps
+    assert rest.seconds >= 8.0
+
+
+def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(alternating: Task) -> None:
+    """Bytes that are no checkpoint of this model are refused with the way out."""
+    options = TrainOptions(batch_size=8, learning_rate=0.1)
+    good = fit(NextByte(), alternating, Budget(steps=9), seed=0, options=options, until=1 / 3).checkpoint
+    assert good is not None
+    for bad, module in ((good[:-5], NextByte()), (b"", NextByte()), (good, LinearDigits())):
+        with pytest.raises(StorageError, match="remove the checkpoint"):
+            fit(module, alternating, Budget(steps=9), seed=0, options=options, resume=bad)
 
 
 def test_fit_history_is_short_and_complete(alternating: Task) -> None:

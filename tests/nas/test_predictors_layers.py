@@ -1,0 +1,138 @@
+"""Predictors of layered models and of latency with a roofline as prior."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from codegen.roofline import Roofline
+from ir.cost import node_costs
+from ir.errors import InputError
+from nas.predictors.ensemble import Ensemble
+from nas.predictors.features import FeatureTable, flatten
+from nas.predictors.layer_process import LayerColumns, LayerProcess
+from nas.predictors.roofline import RooflineLatency, roofline_ms
+from nas.tasks import get as get_task
+from searchspaces.space import load_space
+
+
+def _models(rng, count):
+    """Models of 2 to 10 layers whose value hangs on the width of the first three, and a little on how many follow."""
+    points, values = [], []
+    for _ in range(count):
+        widths = rng.uniform(1.0, 4.0, size=int(rng.integers(2, 11)))
+        points.append(flatten({"layers": [{"width": float(width), "other": float(rng.random())} for width in widths]}))
+        values.append(float(np.mean(widths[:3])) + 0.02 * len(widths) + 0.05 * rng.normal())
+    return points, np.array(values)
+
+
+def _tau(model, table, points, values):
+    return _rank(model.predict(table.matrix(points)), values)
+
+
+def _rank(predicted, true):
+    found: Any = kendalltau(predicted, true)
+    return float(found.statistic)
+
+
+def test_columns_are_means_up_to_each_layer():
+    """An option counts by its mean over the layers so far, which stays where the model ends."""
+    described = [flatten({"l": [{"w": 2.0}, {"w": 4.0}, {"w": 9.0}]}), flatten({"l": [{"w": 6.0}]})]
+    table = FeatureTable(("l.count", "l[0]w", "l[1]w", "l[2]w"))
+    described = [{name.replace("].", "]"): value for name, value in features.items()} for features in described]
+    made = LayerColumns.of(table).make(table.matrix(described))
+    np.testing.assert_array_equal(made, [[2, 3, 5, 1, 1, 1, 3], [6, 6, 6, 1, 0, 0, 1]])
+
+
+def test_layer_process_finds_which_layers_matter():
+    """It ranks unseen models better than trees on the same features do, and knows how well."""
+    points, values = _models(np.random.default_rng(0), 240)
+    table = FeatureTable.of(points[:80])
+    process = LayerProcess(table).fit(table.matrix(points[:80]), values[:80])
+    trees = Ensemble(("extra_trees",)).fit(points[:80], values[:80])
+    tau = _tau(process, table, points[80:], values[80:])
+    assert tau > 0.7
+    assert tau > _rank(trees.predict(points[80:]).mean_N, values[80:])
+    seen = _rank(process.unseen_N, values[:80])
+    assert abs(seen - tau) < 0.15  # the error of tau from 80 points is about 0.05
+
+
+def test_left_out_predictions_are_those_of_a_process_without_the_point():
+    """With relevances held, leaving a point out gives what the closed form says."""
+    points, values = _models(np.random.default_rng(1), 30)
+    table = FeatureTable.of(points)
+    process = LayerProcess(table).fit(table.matrix(points), values)
+    z_N = (values - values.mean()) / values.std()
+    seen_NJ = process._seen_NJ
+    k_NN = process._kernel(seen_NJ)
+    rest = np.arange(1, 30)
+    dual = np.linalg.solve(k_NN[np.ix_(rest, rest)] + process._noise * np.eye(29), z_N[rest])
+    expected = values.mean() + values.std() * float(k_NN[0, rest] @ dual)
+    assert process.unseen_N[0] == pytest.approx(expected, abs=1e-8)
+
+
+def test_refitted_ensembles_have_seen_every_point():
+    """After the folds, one member of each kind is fitted to all points."""
+    points, values = _models(np.random.default_rng(2), 60)
+    folds = Ensemble(("ridge",), folds=3).fit(points, values)
+    refitted = Ensemble(("ridge",), folds=3, is_refitted=True).fit(points, values)
+    assert (len(folds.members[0]), len(refitted.members[0])) == (3, 1)
+    np.testing.assert_array_equal(folds.unseen_N, refitted.unseen_N)
+
+
+def test_entries_that_repeat_others_are_left_out():
+    """Of layers that share an option, one column is kept; summaries all stay."""
+    described = [flatten({"layers": [{"a": a, "b": 3 * a + 1}, {"a": a, "b": b}]}) for a, b in ((1, 5), (2, 4), (4, 9))]
+    names = FeatureTable.of(described).names
+    assert [name for name in names if "[" in name] == ["layers[1].b"]
+    assert {"layers.sum.a", "layers.mean.a"} <= set(names)
+
+
+def test_roofline_is_the_slower_of_arithmetic_and_memory():
+    """Every operation takes what limits it, so twice the machine takes half the time."""
+    architecture = load_space("tiny_lm").smallest()
+    graph = architecture.graph(get_task("char_lm").signature)
+    machine = Roofline(100.0, 10.0)
+    expected = sum(max(cost.flops / 100e9, cost.bytes_moved / 10e9) for cost in node_costs(graph)) * 1e3
+    assert roofline_ms(graph, machine) == pytest.approx(expected)
+    assert roofline_ms(graph, Roofline(200.0, 20.0)) == pytest.approx(expected / 2)
+
+
+def _latencies(rng, count):
+    """Models whose latency is their roofline times an efficiency between 20 and 70 % that follows one feature."""
+    size, kind = np.exp(rng.uniform(0.0, 4.0, count)), rng.random(count)
+    depth = rng.integers(2, 12, count)
+    roofline = 0.01 * size * depth * (1.0 + kind**2)
+    measured = roofline / (0.2 + 0.5 * kind) * np.exp(0.03 * rng.normal(size=count))
+    columns = zip(size.tolist(), depth.tolist(), kind.tolist(), strict=True)
+    return SimpleNamespace(
+        described=[{"size": a, "depth": float(b), "kind": c} for a, b, c in columns], roofline=roofline, ms=measured
+    )
+
+
+def test_roofline_prior_saves_samples():
+    """With the prior, a sixth of the samples gives a smaller error."""
+    rng = np.random.default_rng(3)
+    test = _latencies(rng, 300)
+    many, few = _latencies(rng, 60), _latencies(rng, 10)
+    ensemble = Ensemble(("quadratic", "boosting"))
+    without = ensemble.fit(many.described, many.ms).predict(test.described).mean_N
+    model = RooflineLatency.fit(few.described, few.roofline, few.ms, ensemble)
+    with_prior = model.predict(test.described, test.roofline).mean_N
+    assert np.median(np.abs(np.log(with_prior / test.ms))) < np.median(np.abs(np.log(without / test.ms)))
+
+
+def test_without_samples_the_roofline_itself_is_predicted():
+    """Nothing measured: the roofline, with a wide bar, marked as predicted; a few samples: one factor for all."""
+    test = _latencies(np.random.default_rng(4), 5)
+    found = RooflineLatency.fit([], [], []).predict(test.described, test.roofline)
+    np.testing.assert_array_equal(found.mean_N, test.roofline)
+    assert {quantity.source for quantity in found.quantities("ms")} == {"predicted"}
+    few = RooflineLatency.fit(test.described, test.roofline, 3.0 * test.roofline)
+    np.testing.assert_allclose(few.predict(test.described, test.roofline).mean_N, 3.0 * test.roofline)
+    with pytest.raises(InputError, match="5 finite"):
+        RooflineLatency.fit(test.described, test.roofline, [0.0] * 5)
