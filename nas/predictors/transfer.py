@@ -52,12 +52,7 @@ class DeviceTransfer:
         z_ND = _logarithms(known_ND)
         devices = z_ND.shape[1]
         tried = [count for count in _COMPONENTS if count < devices] or [1]
-        scores = (
-            [np.mean([_score(z_ND, held, count, samples) for held in range(devices)]) for count in tried]
-            if len(tried) > 1
-            else [0.0]
-        )
-        count = tried[int(np.argmax(scores))]
+        count = max(tried, key=lambda count: _mean_score(z_ND, count, samples)) if len(tried) > 1 else tried[0]
         components_NC = _components(z_ND, count)
         return cls(components_NC, _spread(components_NC, samples))
 
@@ -110,6 +105,11 @@ def _regress(
 
     model: Any = RidgeCV(_RIDGES).fit(components_NC[list(rows)], z_S)
     return model.predict(components_NC), float(np.sqrt(max(-model.best_score_, 0.0)))
+
+
+def _mean_score(z_ND: NDArray[np.float64], count: int, samples: int) -> float:
+    """Return the mean rank correlation over the known devices, each predicted from the others."""
+    return float(np.mean([_score(z_ND, held, count, samples) for held in range(z_ND.shape[1])]))
 
 
 def _score(z_ND: NDArray[np.float64], held: int, count: int, samples: int) -> float:

@@ -148,7 +148,10 @@ def test_nsga2_keeps_the_best_however_old():
     assert parents == {0, 1}
 
 
-@pytest.mark.parametrize("name", ["regularized_evolution", "nsga2", "local_search", "predictor_guided"])
+SLOW = pytest.param("predictor_guided", marks=pytest.mark.slow)  # it fits an ensemble for each batch
+
+
+@pytest.mark.parametrize("name", ["regularized_evolution", "nsga2", "local_search", SLOW])
 def test_evolution_beats_random_search(name):
     """On a smooth problem selection pays: more volume than random search over the same seeds."""
 
