@@ -56,9 +56,11 @@ if TYPE_CHECKING:
     from nas.objectives.flops import Flops as Flops
     from nas.objectives.latency import Latency as Latency
     from nas.objectives.params import Params as Params
+    from nas.objectives.predicted_latency import PredictedLatency as PredictedLatency
     from nas.objectives.quality import Quality as Quality
     from nas.objectives.state_bytes import StateBytes as StateBytes
     from nas.objectives.tuning_cost import TuningCost as TuningCost
+    from nas.profile import profile as profile
     from nas.remeasure import remeasure as remeasure
     from nas.report.write import write_report as write_report
     from nas.search import load_study as load_study
@@ -105,6 +107,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "LocalSearch": "nas.strategies.local_search",
     "NSGA2": "nas.strategies.nsga2",
     "Params": "nas.objectives.params",
+    "PredictedLatency": "nas.objectives.predicted_latency",
     "PredictorGuided": "nas.strategies.predictor_guided",
     "Quality": "nas.objectives.quality",
     "Random": "nas.strategies.random",
@@ -125,6 +128,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "load_space": "searchspaces.space",
     "load_study": "nas.search",
     "open_study": "nas.search",
+    "profile": "nas.profile",
     "remeasure": "nas.remeasure",
     "search": "nas.search",
     "ship": "nas.ship",

@@ -18,9 +18,11 @@ from nas.objectives.base import Objective
 from nas.objectives.flops import Flops
 from nas.objectives.latency import Latency
 from nas.objectives.params import Params
+from nas.objectives.predicted_latency import PredictedLatency, predict_instead
 from nas.objectives.quality import Quality
 from nas.objectives.recorded import Recorded
 from nas.objectives.state_bytes import StateBytes
+from nas.profile import require_measurable
 from nas.proposals import Hash, hash_encoded
 from nas.settings import check_header, describe_settings
 from nas.storages.base import Storage
@@ -120,13 +122,15 @@ def open_study(
     space = _resolve_space(space)
     wanted = [as_objective(objective) for objective in ([Quality(), Latency()] if objectives is None else objectives)]
     demanded = [*space_constraints(space), *constraints]
+    predicted = next((item for item in (*wanted, *demanded) if isinstance(item, PredictedLatency)), None)
+    demanded = demanded if predicted is None else predict_instead(predicted, demanded)
     if any(item.needs_task for item in (*wanted, *demanded)) or isinstance(task, str):
         task = resolve_task(task, space)
     task = None if isinstance(task, str) else task
     wanted = [with_suggestions(objective, space, task) for objective in wanted]
     evaluator = Evaluator(Goals.of(wanted, demanded, task), task, target, threads, seed)
     if any(metric.source == "measured" and metric.needs_task for metric in evaluator.goals.metrics):
-        evaluator.context(None).resolve_target()
+        require_measurable(evaluator.context(None).resolve_target())
     proposer = strategies.get(strategy)
     proposer.bind(space, evaluator)  # what it cannot serve is an error before a folder is made
     settings = describe_settings(space, evaluator, proposer)

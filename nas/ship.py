@@ -15,6 +15,7 @@ from nas.study import Study
 from nas.trial import Trial
 
 FOLDER_NAME = "artifacts"
+_TIMED = ("measured", "predicted")
 
 
 def ship(study: Study, *, opt_level: int = 1, callback: Callback | None = None) -> dict[int, Path]:
@@ -122,8 +123,8 @@ def _remove_half_written(folder: Path) -> None:
 
 
 def _latency_settings(study: Study) -> dict[str, Any]:
-    """Return the batch and length that the study measures, one whole sequence where it measures none."""
-    settings = [metric.settings for metric in study.goals.metrics if metric.source == "measured"]
+    """Return the batch and length whose time the study judges, one whole sequence where it judges none."""
+    settings = [metric.settings for metric in study.goals.metrics if metric.source in _TIMED]
     return {"batch": 1, "seq_len": None} | {
         name: value for item in settings[:1] for name, value in item.items() if name in ("batch", "seq_len")
     }

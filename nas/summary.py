@@ -121,7 +121,7 @@ def yardstick(study: Study) -> Yardstick | None:
 
 def quality_name(study: Study) -> str | None:
     """Return the name of the objective that trains, None where a study has none."""
-    trained = ("trained", "supernet", "proxy", "predicted")
+    trained = ("trained", "supernet", "proxy")
     return next((metric.name for metric in study.goals.metrics if metric.source in trained), None)
 
 

@@ -27,6 +27,7 @@ from nas.cli import (
     lint,
     list,
     probe,
+    profile,
     remeasure,
     replay,
     report,
@@ -79,6 +80,7 @@ app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)
 app.command("probe")(probe.probe)
+app.command("profile")(profile.profile)
 app.command("remeasure")(remeasure.remeasure)
 app.command("report")(report.report)
 app.command("replay")(replay.replay)

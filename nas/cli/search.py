@@ -13,6 +13,7 @@ import typer
 from ir.errors import InputError, did_you_mean
 from nas.cli.options import Json, TargetName, Threads, parse_options
 from nas.cli.output import Output, console, make_table, output, program
+from nas.cli.search_latency import predict_latency
 from nas.cli.search_supernet import prepare_supernet
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TRIALS = 32
 DEFAULT_STRATEGY = "predictor_guided"
+_NOT_BY_NAME = ("custom", "recorded", "supernet_quality", "predicted_latency")
 _CONSTRAINT = re.compile(r"\s*([A-Za-z_]+)\s*(<=|>=)\s*(\S+)\s*")
 
 
@@ -75,6 +77,9 @@ def search(
         list[str] | None, typer.Option(help="Such as 'params<=20e6' or 'latency<=5'; repeat it.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in one call when latency is measured.")] = 1,
+    latency: Annotated[
+        str, typer.Option(help="Where latency comes from: measured, or predicted:PROFILE of `nas profile`.")
+    ] = "measured",
     prefer_tuned: Annotated[
         bool, typer.Option("--prefer-tuned", help="Minimise kernels that nobody has tuned yet, besides.")
     ] = False,
@@ -91,6 +96,7 @@ def search(
     Give the same command again to resume after an interruption; a larger --trials goes on with a finished study.
     """
     from nas.api import resolve_target
+    from nas.profile import require_measurable
     from nas.search import open_study
 
     training = {"steps": steps, "tokens": tokens, "seconds": seconds}
@@ -104,6 +110,10 @@ def search(
         folder = out if out is not None else Path("runs") / loaded.name
         objectives = [make_objective(name, training, batch) for name in dict.fromkeys(names)]
         constraints = [parse_constraint(text) for text in constraint or ()]
+        if latency != "measured":
+            objectives, constraints = predict_latency(latency, loaded, objectives, constraints, batch)
+        if any(item.source == "measured" for item in (*objectives, *constraints)):
+            require_measurable(resolve_target(target, threads))  # before a supernet is trained
         supernet = prepare_supernet(
             quality,
             loaded,
@@ -163,7 +173,7 @@ def objective_names() -> tuple[str, ...]:
     """Return the objectives that a name alone stands for."""
     from nas.objectives.base import REGISTRY
 
-    return tuple(name for name in REGISTRY.names() if name not in ("custom", "recorded", "supernet_quality"))
+    return tuple(name for name in REGISTRY.names() if name not in _NOT_BY_NAME)
 
 
 def parse_constraint(text: str) -> Objective:

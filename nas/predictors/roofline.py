@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ from ir.errors import InputError
 from nas.predictors.ensemble import Ensemble, FittedEnsemble, Prediction
 
 if TYPE_CHECKING:
-    from codegen.roofline import Roofline
     from ir.graph import Graph
 
 # Standard deviation of the logarithm of measured by predicted before anything is measured: a factor of e either way.
@@ -22,7 +21,21 @@ _UNKNOWN = 1.0
 _FEW = 8
 
 
-def roofline_ms(graph: Graph, machine: Roofline) -> float:
+class Limits(Protocol):
+    """What a machine can do at best, such as a `codegen.roofline.Roofline`."""
+
+    @property
+    def fma_peak_gflops(self) -> float:
+        """Float32 multiply-adds, two operations each, 10^9 a second."""
+        ...
+
+    @property
+    def copy_gbs(self) -> float:
+        """Bytes read and written by a large copy, 10^9 a second."""
+        ...
+
+
+def roofline_ms(graph: Graph, machine: Limits) -> float:
     """Return the time that the operations of a graph take at least, one after the other, milliseconds.
 
     Each takes its arithmetic at the peak or its bytes at the speed of a copy, whichever is longer; caches keep nothing.
