@@ -359,6 +359,7 @@ def test_readme_shows_a_finished_demo() -> None:
         "quality",
         "latency",
         "compiled vs torch",
+        "on the front",
     ]
     assert re.search(r"^  bits_per_byte in bits/byte, lower is better; .*\bbigram \d", shown[1], re.MULTILINE)
     assert re.search(r"^Next:\n  \S*nas bench runs/demo ", shown[1], re.MULTILINE)
