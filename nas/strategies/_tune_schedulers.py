@@ -94,6 +94,7 @@ def pass_hyperband(
         rungs: Halvings of the hardest bracket of a band.
         sizes: Trials of each bracket of a band up to this one, in the order in which Ray fills them.
     """
+    # The types of Ray ask for its own trials and a whole `max_t`; its code needs neither.
     scheduler = HyperBandScheduler(
         time_attr=_TIME,
         metric=_SCORE,
