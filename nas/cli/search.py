@@ -69,6 +69,10 @@ def search(
     least_tau: Annotated[
         float | None, typer.Option(help="Kendall tau with trained anchors below which a supernet may not rank.")
     ] = None,
+    winners: Annotated[
+        int | None,
+        typer.Option(min=1, help="Models trained alone after it; as many as the supernet's front has when left out."),
+    ] = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(help="quality, latency, params, flops or state_bytes; repeat it. By default the first two."),
@@ -123,6 +127,7 @@ def search(
             seed=seed,
             steps=supernet_steps,
             threshold=least_tau,
+            winners=winners,
             threads=threads,
             quiet=quiet,
         )

@@ -26,11 +26,13 @@ class SupernetSearch:
     Attributes:
         prepared: The objective and the audit behind it.
         quality: How winners are trained.
+        winners: How many models to train alone after the search; None takes as many as the supernet's front has.
         quiet: Whether nothing is said on the way.
     """
 
     prepared: Prepared
     quality: Quality
+    winners: int | None
     quiet: bool
 
     def judged(
@@ -48,14 +50,14 @@ class SupernetSearch:
         from nas.supernet.search import train_winners
 
         if self.prepared.objective.source == "supernet":
-            train_winners(study, self.quality, notice=None if self.quiet else tell)
+            train_winners(study, self.quality, self.prepared, count=self.winners, notice=None if self.quiet else tell)
 
     def describe(self, study: Study) -> dict[str, Any]:
         """Return what a reader of the result should know of it, as JSON."""
         from nas.supernet.search import alone_score
 
         audit = self.prepared.audit
-        scores = {trial.number: alone_score(study, trial.number) for trial in study.pareto_front()}
+        scores = {trial.number: alone_score(study, trial.number) for trial in study.trials}
         return {
             "quality_source": self.prepared.objective.source,
             "audit": {"tau": audit.tau, "interval": list(audit.interval), "threshold": audit.threshold}
@@ -69,7 +71,7 @@ class SupernetSearch:
         from nas.supernet.search import alone_score
 
         found = [f"  {self.prepared.audit}"]
-        for trial in study.pareto_front():
+        for trial in study.trials:
             alone = alone_score(study, trial.number)
             if alone is not None:
                 shared = format_quantity(trial.quantities[self.quality.name])
@@ -87,6 +89,7 @@ def prepare_supernet(
     seed: int,
     steps: int | None,
     threshold: float | None,
+    winners: int | None,
     threads: int | None,
     quiet: bool,
 ) -> SupernetSearch | None:
@@ -101,6 +104,7 @@ def prepare_supernet(
         seed: Seed of the study.
         steps: What --supernet-steps was given.
         threshold: What --least-tau was given.
+        winners: What --winners was given.
         threads: Torch threads while training.
         quiet: Whether nothing is said on the way.
 
@@ -113,7 +117,7 @@ def prepare_supernet(
     from nas.objectives.quality import Quality
 
     quality = next((objective for objective in objectives if isinstance(objective, Quality)), None)
-    _require_sense(source, {"--supernet-steps": steps, "--least-tau": threshold}, quality, folder)
+    _require_sense(source, {"--supernet-steps": steps, "--least-tau": threshold, "--winners": winners}, quality, folder)
     if source == "trained" or quality is None:
         return None
     from nas.search import resolve_task, space_constraints, with_suggestions
@@ -140,7 +144,7 @@ def prepare_supernet(
         notice=None if quiet else tell,
         progress=None if quiet else show,
     )
-    return SupernetSearch(prepared, chosen.bind(task), quiet)
+    return SupernetSearch(prepared, chosen.bind(task), winners, quiet)
 
 
 def _require_sense(source: str, options: dict[str, Any], quality: Quality | None, folder: Path) -> None:

@@ -20,6 +20,9 @@ from nas.training.fit import as_tensors, make_predictor
 from searchspaces.architecture import Architecture
 from searchspaces.signature import Signature
 
+RANKING_BATCHES: Final = 16
+"""Batches that scores are told by: the same for all architectures, whose order they decide, not their worth."""
+
 _KEPT_SUBNETS: Final = 64
 _CALIBRATION_BATCHES: Final = 32  # a running mean of momentum 0.1 has then forgotten 97 % of where it began
 _CALIBRATION_STREAM: Final = 6  # apart from those of training
@@ -68,16 +71,21 @@ class Supernet:
         parts = self.subnet(architecture).parts()
         return {label: part.detach().numpy().copy() for label, part in parts.items()}
 
-    def evaluate(self, architecture: Architecture, task: Task) -> Evaluation:
+    def evaluate(self, architecture: Architecture, task: Task, *, batches: int | None = RANKING_BATCHES) -> Evaluation:
         """Score an architecture with the shared weights on the validation split of a task.
 
         The statistics of batch norms are measured anew for it, on training examples.
+
+        Args:
+            architecture: One of the space that the supernet was made for.
+            task: The task it learned.
+            batches: How many to score at most, the same for every architecture; None scores the whole split.
         """
         subnet = self.subnet(architecture)
         if subnet.has_batch_norm:
             subnet.calibrate(task)
         try:
-            return evaluate(task, make_predictor(subnet, task), self.batch)
+            return evaluate(task, make_predictor(subnet, task), self.batch, batches=batches)
         finally:
             subnet.own = {}
 

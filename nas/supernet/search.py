@@ -16,6 +16,7 @@ from nas.objectives.base import Objective
 from nas.objectives.quality import WEIGHTS_FILE, Quality
 from nas.objectives.supernet_quality import SupernetQuality
 from nas.supernet.audit import ANCHORS, LEAST_TAU, Audit, audit_supernet, draw_anchors
+from nas.supernet.finalists import Pair, next_finalist
 from nas.training.budget import TrainOptions
 from nas.training.fit import Progress
 from nas.trial import Quantity
@@ -23,6 +24,7 @@ from nas.trial import Quantity
 if TYPE_CHECKING:
     from nas.study import Study
     from nas.tasks.base import Task
+    from searchspaces.architecture import Architecture
     from searchspaces.space import Space
 
 SUPERNET_FILE: Final = "supernet.safetensors"
@@ -40,10 +42,18 @@ class Prepared:
     Attributes:
         objective: Scores of the supernet, or of training where the audit says that they do not rank.
         audit: How well the supernet's scores rank.
+        anchors: The architectures that the audit trained alone.
     """
 
     objective: Objective
     audit: Audit
+    anchors: tuple[Architecture, ...]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The anchors with both scores."""
+        scores = zip(self.anchors, self.audit.supernet, self.audit.alone, strict=True)
+        return [(anchor.to_dict(), shared, alone) for anchor, shared, alone in scores]
 
 
 def prepare_quality(
@@ -112,40 +122,49 @@ def prepare_quality(
     notice(str(audit))
     if not audit.passes:
         notice("the supernet does not rank well enough: every candidate is trained instead")
-        return Prepared(quality, audit)
+        return Prepared(quality, audit, tuple(chosen))
     objective = SupernetQuality(path=str(path), steps=steps, min=quality.min, max=quality.max)
-    return Prepared(objective.bind(task), audit)
+    return Prepared(objective.bind(task), audit, tuple(chosen))
 
 
-def train_winners(study: Study, quality: Quality, *, notice: Notice | None = None) -> dict[int, Quantity]:
-    """Train the trials of a study's front alone, and keep their weights and scores with them.
+def train_winners(
+    study: Study, quality: Quality, prepared: Prepared, *, count: int | None = None, notice: Notice | None = None
+) -> dict[int, Quantity]:
+    """Train the most promising trials of a study alone, and keep their weights and scores with them.
+
+    Each choice knows what training alone gave before, the anchors included; see `next_finalist`.
 
     Args:
         study: A study whose quality a supernet gave.
         quality: How to train.
+        prepared: What the supernet's audit found.
+        count: How many to train; None takes as many as are on the front by the supernet's scores.
         notice: Told each score.
 
     Returns:
-        The scores by trial number; those of an earlier call are not made again.
+        The scores by trial number; those of an earlier call count and are not made again.
 
     Raises:
         StorageError: A file cannot be written.
     """
     quality = quality.bind(study.evaluator.task)
-    for trial in study.pareto_front():
-        if alone_score(study, trial.number) is not None:
-            continue
+    scores = {t.number: score for t in study.trials if (score := alone_score(study, t.number)) is not None}
+    wanted = len(study.pareto_front()) if count is None else count
+    while len(scores) < wanted:
+        alone = {number: score.value for number, score in scores.items()}
+        trial = next_finalist(study.trials, study.goals, quality.name, alone, prepared.pairs)
+        if trial is None:
+            break
         context = study.evaluator.context(trial.architecture, trial.number)
         found = quality.evaluate(context)
         study.storage.write_file(trial.number, WEIGHTS_FILE, context.files[WEIGHTS_FILE])
         record = {"value": found.value, "unit": found.unit, "source": found.source, "details": dict(found.details)}
         study.storage.write_file(trial.number, ALONE_FILE, json.dumps(record).encode())
+        scores[trial.number] = found
         if notice is not None:
             shared = trial.values.get(quality.name, float("nan"))
             notice(f"trial {trial.number}: {shared:.4g} by the supernet, {found.value:.4g} {found.unit} trained alone")
-    return {
-        trial.number: score for trial in study.pareto_front() if (score := alone_score(study, trial.number)) is not None
-    }
+    return scores
 
 
 def alone_score(study: Study, number: int) -> Quantity | None:

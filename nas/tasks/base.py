@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
@@ -166,20 +167,21 @@ def _fingerprint(task: Task) -> str:
     return digest.hexdigest()
 
 
-def evaluate(task: Task, predict: Predict, batch_size: int) -> Evaluation:
+def evaluate(task: Task, predict: Predict, batch_size: int, *, batches: int | None = None) -> Evaluation:
     """Score a model on the validation split, whatever runs it.
 
     Args:
         task: The task.
         predict: Takes inputs by name at `batch_size` rows, returns logits or forecast.
         batch_size: Rows of every call.
+        batches: Calls at most, from the start of the split; None scores all of it.
 
     Returns:
-        The metric and loss over all validation targets. Both may be non-finite: the caller decides.
+        The metric and loss over these validation targets. Both may be non-finite: the caller decides.
     """
     loss = correct = 0.0
     count = 0
-    for batch in task.validation_batches(batch_size):
+    for batch in islice(task.validation_batches(batch_size), batches):
         predicted = np.asarray(predict(batch.inputs))[: batch.valid].astype(np.float64)
         targets = batch.targets[: batch.valid]
         score = _score_classes if task.loss_kind == "cross_entropy" else _score_values

@@ -25,7 +25,7 @@ from nas.budget import Budget
 from nas.objectives.flops import Flops
 from nas.objectives.quality import Quality
 from nas.search import open_study, search
-from nas.supernet.search import AUDIT_FILE, prepare_quality, train_winners
+from nas.supernet.search import prepare_quality, train_winners
 from nas.tasks.base import Task
 from searchspaces.architecture import Architecture
 from searchspaces.space import Space
@@ -34,6 +34,8 @@ TASK = "char_lm"
 RIVALS = ("random", "regularized_evolution")
 SCREENED = 192
 """Trials that the supernet scores."""
+WINNERS = 36
+"""Those of them that are trained alone."""
 Points = list[tuple[float, float]]
 """Validation loss and FLOPs of models trained alone."""
 
@@ -44,13 +46,12 @@ def by_supernet(space: Space, task: Task, quality: Quality, seed: int) -> tuple[
     with tempfile.TemporaryDirectory(prefix="nas-clock-") as name:
         folder = Path(name)
         prepared = prepare_quality(space, task, quality, folder, seed=seed, steps=STEPS[TASK][0])
-        kept = json.loads((folder / AUDIT_FILE).read_text())
-        costs = [flops(Architecture.from_dict(anchor), task) for anchor in kept["asked"]["anchors"]]
-        points = list(zip(kept["alone"], costs, strict=True))
+        costs = [flops(anchor, task) for anchor in prepared.anchors]
+        points = list(zip(prepared.audit.alone, costs, strict=True))
         goals = [prepared.objective, Flops()]
         with open_study(space, task=task, objectives=goals, storage=folder / "run", seed=seed, threads=1) as study:
             study.run(Budget(trials=SCREENED))
-            winners = train_winners(study, quality)
+            winners = train_winners(study, quality, prepared, count=WINNERS)
             points += [(score.value, study.trials[number].values["flops"]) for number, score in winners.items()]
         seconds = time.monotonic() - started
     return points, seconds, {"tau": prepared.audit.tau, "used": prepared.audit.passes, "trained": len(points)}

@@ -1,0 +1,63 @@
+"""Which trials of a supernet search to train alone: one after the other, those that may enlarge the front most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from nas import pareto
+from nas.goals import Goals
+from nas.supernet.correction import Correction
+from nas.trial import Trial
+
+Pair: TypeAlias = tuple[Mapping[str, Any], float, float]
+"""An architecture as `to_dict` gives it, its score with shared weights, and its score trained alone."""
+
+_MARGIN: Final = 0.1  # the reference point lies this far beyond the worst, in ranges of each objective: ends count too
+
+
+def next_finalist(
+    trials: Sequence[Trial], goals: Goals, name: str, alone: Mapping[int, float], anchors: Sequence[Pair]
+) -> Trial | None:
+    """Return the trial to train alone next, None where all that are feasible have been.
+
+    A correction of the supernet's scores is fitted to everything that was trained alone. Every other choice is the
+    trial that is expected to add most to the hypervolume; those between, the one that would add most at the good end of
+    its error bar.
+
+    Args:
+        trials: Trials whose quality a supernet gave.
+        goals: Objectives and constraints of the study.
+        name: Name of the objective that is the quality.
+        alone: Scores of the trials that were trained alone, by number.
+        anchors: Further architectures with both scores.
+    """
+    feasible = [trial for trial in trials if trial.is_feasible]
+    left = [trial for trial in feasible if trial.number not in alone]
+    if not left:
+        return None
+    done = [trial for trial in feasible if trial.number in alone]
+    pairs = [*anchors, *((trial.encoded, trial.values[name], alone[trial.number]) for trial in done)]
+    correction = Correction.of(*(list(column) for column in zip(*pairs, strict=True)))
+    expected = correction.predict([trial.encoded for trial in left], [trial.values[name] for trial in left])
+    column = [objective.name for objective in goals.objectives].index(name)
+    sign = 1.0 if goals.objectives[column].direction == "min" else -1.0
+    known_NM = _losses(done, column, sign * np.array([alone[trial.number] for trial in done]), goals)
+    hoped_N = sign * expected.mean_N - (len(done) % 2) * expected.std_N
+    hoped_NM = _losses(left, column, hoped_N, goals)
+    every_NM = np.concatenate([known_NM, _losses(left, column, sign * expected.mean_N, goals)])
+    low_M, range_M = every_NM.min(axis=0), np.ptp(every_NM, axis=0)
+    range_M[range_M == 0] = 1.0
+    gain_N = pareto.hypervolume_gains(
+        (hoped_NM - low_M) / range_M, (known_NM - low_M) / range_M, np.full(len(range_M), 1.0 + _MARGIN)
+    )
+    return left[int(np.argmax(gain_N))]
+
+
+def _losses(trials: Sequence[Trial], column: int, qualities: np.ndarray, goals: Goals) -> np.ndarray:
+    """Losses of trials with the quality replaced, `[trials, objectives]`."""
+    losses_NM = np.array([trial.losses for trial in trials], dtype=np.float64).reshape(-1, len(goals.objectives))
+    losses_NM[:, column] = qualities
+    return losses_NM
