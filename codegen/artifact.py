@@ -2,109 +2,185 @@
 
 A `.nas` file is a zip without compression that holds
 
-- `manifest.json`: format version, target, signature, versions, checksums, verification error, measured latency
-- `library.so`: the Relax virtual machine's executable with all kernels; its function `forward` takes the inputs, then
-  the weights, in the manifest's order, and returns a tensor, or a tuple where there are several outputs
-- `weights.safetensors`: the weights in the layouts that the kernels read
-- `graph.json`: the graph that was compiled, to compile it again for another target
-- `parameters.safetensors`: the graph's parameters as it declares them, less those that are weights as they are
-- `expected.safetensors`: inputs and outputs of the self-test
+- `manifest.json`: format version, target, functions with their signatures, versions, checksums, measured latency
+- `library.so`: the Relax virtual machine's executable with all kernels; each function takes its inputs, then its
+  weights, in the manifest's order, and returns a tensor, or a tuple where there are several outputs
+- `weights.safetensors`: the weights in the layouts that the kernels read, each once whichever functions read it
+- `graph.json`, `graph.NAME.json`: the graphs that were compiled, to compile them again for another target
+- `parameters.safetensors`: the graphs' parameters as they declare them, less those that are weights as they are
+- `expected.safetensors`: inputs and outputs of the self-tests
 
-and ends in the SHA-256 of everything before (`codegen.container` reads it). The same content gives the same bytes.
+and whatever else a target needs. `docs/artifact-format.md` is the specification, `codegen.container` reads it. The same
+content gives the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save as save_safetensors
 
-from codegen import container, machine
-from codegen.container import DIGEST_CHARACTERS, DTYPES, FORMAT_VERSION, TensorSpec
+from codegen import archive, container, machine, manifest
+from codegen.archive import Buffer, Malformed
+from codegen.container import Contents, TensorSpec
+from codegen.manifest import FORMAT_VERSION, FORWARD, ROLES
 from codegen.targets.base import Target
+from codegen.tensors import DTYPES, read_json, write_tensors
 from ir.errors import CompileError, StorageError
 from ir.files import replace_file
 
 # The expected outputs come from the same library, so this only allows for another processor of the same kind.
 SELF_TEST_TOLERANCE = 1e-5
 
-_FIRST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+
+@dataclass(frozen=True)
+class Function:
+    """One function of a compiled model; its key in the artifact is its name in the library.
+
+    Attributes:
+        inputs: Arguments.
+        outputs: Results.
+        weights: Names of the arrays that it takes after its inputs, in order.
+        graph_json: The compiled graph.
+        graph_hash: Its canonical hash.
+        example_inputs: Inputs of the self-test, by name.
+        expected_outputs: What the library returned for them, by name.
+        role: `forward`, `prefill` or `step`; several functions of one role are for different shapes.
+        carried: Inputs that are outputs too: what a stream hands from one call to the next.
+        position: Input that is the number of tokens before these; None where there is none.
+        padded: Axes, of `batch` and `seq_len`, along which a smaller input may be padded without changing its results.
+        verification_error: Largest difference from the reference, relative to the output's scale; None where the code
+            was not run. Then the expected outputs are the reference's.
+        kernels: For each node, the kernel that serves it.
+        memory: Bytes of weights and of what lives between kernels, see `MemoryPlan.describe`.
+    """
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    weights: Sequence[str]
+    graph_json: str
+    graph_hash: str
+    example_inputs: Mapping[str, np.ndarray]
+    expected_outputs: Mapping[str, np.ndarray]
+    role: str = FORWARD
+    carried: Sequence[str] = ()
+    position: str | None = None
+    padded: Sequence[str] = ()
+    verification_error: float | None = None
+    kernels: Sequence[Mapping[str, Any]] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise CompileError("no such role of a function", expected=", ".join(ROLES), found=self.role)
+        _check_arrays("input", self.inputs, self.example_inputs)
+        _check_arrays("output", self.outputs, self.expected_outputs)
+
+    @property
+    def examples(self) -> dict[str, np.ndarray]:
+        """Inputs and outputs of the self-test as the file names them, less the function."""
+        given = {f"input.{spec.name}": self.example_inputs[spec.name] for spec in self.inputs}
+        return given | {f"output.{spec.name}": self.expected_outputs[spec.name] for spec in self.outputs}
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A compiled model with all that is needed to run, check, describe and recompile it.
 
+    What is said of one function, such as `inputs`, is said of `forward`, at its smallest shape.
+
     Attributes:
         library: Bytes of the shared library.
-        weights: Arrays by name, in the order in which `forward` takes them after its inputs.
-        parameters: The graph's own parameters by name, before packing.
-        graph_json: The compiled graph.
-        graph_hash: Its canonical hash.
-        inputs: Arguments of `forward`.
-        outputs: Results of `forward`.
-        example_inputs: Inputs of the self-test, by name.
-        expected_outputs: What the library returned for them, by name.
+        functions: Its functions by name; `forward` is one of them.
+        weights: Arrays by name, in the layouts that kernels read.
+        parameters: The graphs' own parameters by name, before packing.
         target: Fields of the target, see `describe_target`.
         threads: Threads it was compiled for.
-        verification_error: Largest difference from the reference, relative to the output's scale; None where the code
-            was not run. Then the expected outputs are the reference's.
         unverified: Why the code was not run, empty where it was.
-        kernels: For each node, the kernel that serves it.
-        memory: Bytes of weights and of what lives between kernels, see `MemoryPlan.describe`.
         latency: Record of a measurement, None before one.
+        tuning_records: Identities of the records that knobs were taken from, see `TuningDatabase.identity`.
         metadata: Anything else that is JSON.
         versions: Software that compiled it.
+        extras: Further members by name, such as sources of kernels.
     """
 
     library: bytes
+    functions: Mapping[str, Function]
     weights: Mapping[str, np.ndarray]
     parameters: Mapping[str, np.ndarray]
-    graph_json: str
-    graph_hash: str
-    inputs: Sequence[TensorSpec]
-    outputs: Sequence[TensorSpec]
-    example_inputs: Mapping[str, np.ndarray]
-    expected_outputs: Mapping[str, np.ndarray]
     target: Mapping[str, Any]
     threads: int
-    verification_error: float | None = None
     unverified: str = ""
-    kernels: Sequence[Mapping[str, Any]] = ()
-    memory: Mapping[str, int] = field(default_factory=dict)
     latency: Mapping[str, Any] | None = None
+    tuning_records: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str | None] = field(default_factory=machine.versions)
+    extras: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._check("input", self.inputs, self.example_inputs)
-        self._check("output", self.outputs, self.expected_outputs)
         for name, array in (*self.weights.items(), *self.parameters.items()):
             _check_dtype(f"weight '{name}'", array.dtype.name)
+
+    @property
+    def forward(self) -> Function:
+        """The function `forward`."""
+        return self.functions[FORWARD]
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """Arguments of `forward`."""
+        return self.forward.inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """Results of `forward`."""
+        return self.forward.outputs
+
+    @property
+    def graph_json(self) -> str:
+        """Graph of `forward`."""
+        return self.forward.graph_json
+
+    @property
+    def graph_hash(self) -> str:
+        """Canonical hash of the graph of `forward`."""
+        return self.forward.graph_hash
+
+    @property
+    def example_inputs(self) -> Mapping[str, np.ndarray]:
+        """Inputs of the self-test of `forward`."""
+        return self.forward.example_inputs
+
+    @property
+    def expected_outputs(self) -> Mapping[str, np.ndarray]:
+        """Outputs of the self-test of `forward`."""
+        return self.forward.expected_outputs
+
+    @property
+    def kernels(self) -> Sequence[Mapping[str, Any]]:
+        """Kernels of `forward`."""
+        return self.forward.kernels
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Memory of `forward`."""
+        return self.forward.memory
+
+    @property
+    def verification_error(self) -> float | None:
+        """Largest difference of any function from the reference; None where the code was not run."""
+        errors = [function.verification_error for function in self.functions.values()]
+        return max((error for error in errors if error is not None), default=None)
 
     def save(self, path: str | Path) -> Path:
         """Write the artifact to a `.nas` file; see `write`."""
         return write(path, self)
-
-    def _check(self, role: str, specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> None:
-        for spec in specs:
-            _check_dtype(f"{role} '{spec.name}'", spec.dtype)
-            array = arrays.get(spec.name)
-            if array is None or array.shape != spec.shape or array.dtype.name != spec.dtype:
-                raise CompileError(
-                    f"the self-test's {role} does not fit the signature",
-                    where=spec.name,
-                    expected=str(spec),
-                    found="nothing" if array is None else f"{array.dtype}{list(array.shape)}",
-                )
 
 
 def describe_target(target: Target) -> dict[str, Any]:
@@ -117,145 +193,55 @@ def describe_target(target: Target) -> dict[str, Any]:
         "isa": target.isa.name,
         "features": list(target.features),
         **({"triple": target.triple} if target.triple else {}),
+        **({"gpu": {"kind": target.gpu.kind, "model": target.gpu.model}} if target.gpu else {}),
     }
 
 
 def write(path: str | Path, artifact: Artifact) -> Path:
-    """Write an artifact so that the file is either whole or not there.
+    """Write an artifact so that the file is either whole or not there. It is not signed, see `codegen.signing`.
 
     Raises:
         StorageError: The disk is full, the folder is read-only, or the like; nothing is left behind.
+        CompileError: The format cannot hold it.
     """
-    packed = {name: array for name, array in artifact.parameters.items() if not _holds(artifact.weights, name, array)}
-    members = {
-        "library.so": artifact.library,
-        "weights.safetensors": _safetensors(artifact.weights),
-        "parameters.safetensors": _safetensors(packed),
-        "graph.json": artifact.graph_json.encode(),
-        "expected.safetensors": _safetensors(
-            {f"input.{name}": array for name, array in artifact.example_inputs.items()}
-            | {f"output.{name}": array for name, array in artifact.expected_outputs.items()}
+    held = _held(artifact)
+    members: dict[str, Buffer] = {
+        manifest.LIBRARY: artifact.library,
+        manifest.WEIGHTS: write_tensors(artifact.weights),
+        manifest.PARAMETERS: write_tensors(
+            {name: artifact.parameters[name] for name, weight in held.items() if weight is None}
         ),
+        **{_graph_member(name): function.graph_json.encode() for name, function in artifact.functions.items()},
+        manifest.EXPECTED: write_tensors(
+            {
+                f"{name}.{key}": array
+                for name, function in artifact.functions.items()
+                for key, array in function.examples.items()
+            }
+        ),
+        **artifact.extras,
     }
-    manifest = _manifest(artifact, {name: hashlib.sha256(data).hexdigest() for name, data in members.items()})
-    encoded = json.dumps(manifest, indent=1, allow_nan=False).encode()
-    return _replace_file(Path(path), _zip({"manifest.json": encoded} | members))
+    described = _manifest(artifact, held)
+    described["members"] = {
+        name: {"bytes": len(data), "crc32": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in members.items()
+    }
+    try:
+        encoded = json.dumps(described, indent=1, allow_nan=False).encode()
+        manifest.check_manifest(read_json(encoded))
+        return write_members(path, {archive.MANIFEST: encoded} | members)
+    except Malformed as error:
+        raise CompileError("the artifact cannot be written", expected=error.expected, found=error.found) from error
 
 
-def read(path: str | Path) -> Artifact:
-    """Read a `.nas` file whole, for any machine.
+def write_members(path: str | Path, members: Mapping[str, Buffer]) -> Path:
+    """Write the members of an artifact, in order.
 
     Raises:
-        ArtifactError: The file is missing, damaged or of another format version.
+        Malformed: The format cannot hold them.
+        StorageError: The file cannot be written; nothing is left behind.
     """
-    contents = container.read(path)
-    manifest = contents.manifest
-    function = manifest["functions"]["forward"]
-    expected = contents.expected
-    inputs = tuple(TensorSpec.from_dict(item) for item in function["inputs"])
-    outputs = tuple(TensorSpec.from_dict(item) for item in function["outputs"])
-    return Artifact(
-        library=contents.library,
-        weights={name: contents.weights[name] for name in function["weights"]},
-        parameters=contents.parameters,
-        graph_json=contents.graph_json,
-        graph_hash=manifest["graph_hash"],
-        inputs=inputs,
-        outputs=outputs,
-        example_inputs={spec.name: expected[f"input.{spec.name}"] for spec in inputs},
-        expected_outputs={spec.name: expected[f"output.{spec.name}"] for spec in outputs},
-        target=manifest["target"],
-        threads=manifest["threads"],
-        verification_error=manifest["verification_error"],
-        unverified=manifest["self_test"].get("unverified", ""),
-        kernels=manifest["kernels"],
-        memory=manifest.get("memory", {}),
-        latency=manifest["latency"],
-        metadata=manifest["metadata"],
-        versions=manifest["versions"],
-    )
-
-
-def record_latency(path: str | Path, latency: Mapping[str, Any]) -> Artifact:
-    """Write a measured latency into an existing file, atomically.
-
-    Returns:
-        The artifact as it is now.
-    """
-    artifact = replace(read(path), latency=dict(latency))
-    write(path, artifact)
-    return artifact
-
-
-def _manifest(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "tool_version": artifact.versions.get("nas"),
-        "target": dict(artifact.target),
-        "threads": artifact.threads,
-        "functions": {
-            "forward": {
-                "inputs": [spec.to_dict() for spec in artifact.inputs],
-                "outputs": [spec.to_dict() for spec in artifact.outputs],
-                "weights": list(artifact.weights),
-            }
-        },
-        "parameters": list(artifact.parameters),
-        "graph_hash": artifact.graph_hash,
-        "versions": dict(artifact.versions),
-        "verification_error": artifact.verification_error,
-        "self_test": _self_test(artifact),
-        "latency": artifact.latency,
-        "kernels": [dict(kernel) for kernel in artifact.kernels],
-        "memory": dict(artifact.memory),
-        "metadata": dict(artifact.metadata),
-        "sha256": dict(digests),
-    }
-
-
-def _self_test(artifact: Artifact) -> dict[str, Any]:
-    if not artifact.unverified:
-        return {"tolerance": SELF_TEST_TOLERANCE}
-    return {"tolerance": container.TOLERANCES["float32"], "unverified": artifact.unverified}
-
-
-def _check_dtype(where: str, dtype: str) -> None:
-    if dtype not in DTYPES.values():
-        raise CompileError(
-            "an artifact cannot hold this element type",
-            where=where,
-            expected=f"one of {', '.join(sorted(DTYPES.values()))}",
-            found=dtype,
-        )
-
-
-def _holds(arrays: Mapping[str, np.ndarray], name: str, array: np.ndarray) -> bool:
-    held = arrays.get(name)
-    return (
-        held is not None
-        and held.dtype == array.dtype
-        and held.shape == array.shape
-        and held.tobytes() == array.tobytes()
-    )
-
-
-def _safetensors(arrays: Mapping[str, np.ndarray]) -> bytes:
-    return save_safetensors({name: np.asarray(array, order="C") for name, array in arrays.items()})
-
-
-def _zip(members: Mapping[str, bytes]) -> bytes:
-    """Pack without compression or dates, and end in the digest of all that precedes it."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.comment = b"0" * DIGEST_CHARACTERS
-        for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name, _FIRST_ZIP_DATE), data)
-    packed = buffer.getbuffer()
-    packed[-DIGEST_CHARACTERS:] = hashlib.sha256(packed[:-DIGEST_CHARACTERS]).hexdigest().encode()
-    return bytes(packed)
-
-
-def _replace_file(path: Path, data: bytes) -> Path:
+    path, data = Path(path), b"".join(archive.pack(members))
     try:
         replace_file(path, data)
     except OSError as error:
@@ -266,3 +252,141 @@ def _replace_file(path: Path, data: bytes) -> Path:
             hint="free some space, or choose a folder that can be written with -o",
         ) from error
     return path
+
+
+def read(path: str | Path) -> Artifact:
+    """Read a `.nas` file whole, for any machine.
+
+    Raises:
+        ArtifactError: The file is missing, damaged or of another format version.
+    """
+    contents = container.read(path)
+    described = contents.manifest
+    return Artifact(
+        library=contents.library,
+        functions={name: _function(contents, name) for name in described["functions"]},
+        weights=contents.weights,
+        parameters=contents.parameters,
+        target=described["target"],
+        threads=described["threads"],
+        unverified=described["self_test"].get("unverified", ""),
+        latency=described["latency"],
+        tuning_records=described["tuning_records"],
+        metadata=described["metadata"],
+        versions=described["versions"],
+        extras=contents.extras,
+    )
+
+
+def record_latency(path: str | Path, latency: Mapping[str, Any]) -> Artifact:
+    """Write a measured latency into an existing file, atomically; a signature is gone with that.
+
+    Returns:
+        The artifact as it is now.
+    """
+    artifact = replace(read(path), latency=dict(latency))
+    write(path, artifact)
+    return artifact
+
+
+def _function(contents: Contents, name: str) -> Function:
+    fields, expected = contents.manifest["functions"][name], contents.expected
+    inputs = tuple(TensorSpec.from_dict(item) for item in fields["inputs"])
+    outputs = tuple(TensorSpec.from_dict(item) for item in fields["outputs"])
+    contents.check_function(name)
+    return Function(
+        inputs=inputs,
+        outputs=outputs,
+        weights=tuple(fields["weights"]),
+        graph_json=contents.graph(name),
+        graph_hash=fields["graph_hash"],
+        example_inputs={spec.name: expected[f"{name}.input.{spec.name}"] for spec in inputs},
+        expected_outputs={spec.name: expected[f"{name}.output.{spec.name}"] for spec in outputs},
+        role=fields["role"],
+        carried=tuple(fields["carried"]),
+        position=fields["position"],
+        padded=tuple(axis for axis, exact in fields["padding"].items() if exact),
+        verification_error=fields["verification_error"],
+        kernels=fields["kernels"],
+        memory=fields["memory"],
+    )
+
+
+def _manifest(artifact: Artifact, held: Mapping[str, str | None]) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "requires": [manifest.GPU] if "gpu" in artifact.target else [],
+        "tool_version": artifact.versions.get("nas"),
+        "target": dict(artifact.target),
+        "threads": artifact.threads,
+        "functions": {name: _describe(name, function) for name, function in artifact.functions.items()},
+        "parameters": dict(held),
+        "versions": dict(artifact.versions),
+        "self_test": _self_test(artifact),
+        "latency": artifact.latency,
+        "tuning_records": list(artifact.tuning_records),
+        "metadata": dict(artifact.metadata),
+    }
+
+
+def _describe(name: str, function: Function) -> dict[str, Any]:
+    return {
+        "role": function.role,
+        "inputs": [spec.to_dict() for spec in function.inputs],
+        "outputs": [spec.to_dict() for spec in function.outputs],
+        "weights": list(function.weights),
+        "carried": list(function.carried),
+        "position": function.position,
+        "padding": {axis: axis in function.padded for axis in manifest.AXES},
+        "graph": _graph_member(name),
+        "graph_hash": function.graph_hash,
+        "verification_error": function.verification_error,
+        "kernels": [dict(kernel) for kernel in function.kernels],
+        "memory": dict(function.memory),
+    }
+
+
+def _graph_member(function: str) -> str:
+    return manifest.GRAPH if function == FORWARD else f"graph.{function}.json"
+
+
+def _self_test(artifact: Artifact) -> dict[str, Any]:
+    if not artifact.unverified:
+        return {"tolerance": SELF_TEST_TOLERANCE}
+    rounds = any('"bfloat16"' in function.graph_json for function in artifact.functions.values())
+    tolerance = container.TOLERANCES["bfloat16" if rounds else "float32"]
+    return {"tolerance": tolerance, "unverified": artifact.unverified}
+
+
+def _held(artifact: Artifact) -> dict[str, str | None]:
+    """Name for each parameter the weight that is the same array; None where no kernel reads it as it is."""
+    weights = {_identity(array): name for name, array in artifact.weights.items()}
+    return {name: weights.get(_identity(array)) for name, array in artifact.parameters.items()}
+
+
+def _identity(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
+    digest = hashlib.sha256(np.asarray(array, order="C").reshape(-1).view(np.uint8).data).digest()
+    return array.dtype.name, array.shape, digest
+
+
+def _check_arrays(role: str, specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> None:
+    for spec in specs:
+        _check_dtype(f"{role} '{spec.name}'", spec.dtype)
+        array = arrays.get(spec.name)
+        if array is None or array.shape != spec.shape or array.dtype.name != spec.dtype:
+            raise CompileError(
+                f"the self-test's {role} does not fit the signature",
+                where=spec.name,
+                expected=str(spec),
+                found="nothing" if array is None else f"{array.dtype}{list(array.shape)}",
+            )
+
+
+def _check_dtype(where: str, dtype: str) -> None:
+    if dtype not in DTYPES.values():
+        raise CompileError(
+            "an artifact cannot hold this element type",
+            where=where,
+            expected=f"one of {', '.join(sorted(DTYPES.values()))}",
+            found=dtype,
+        )

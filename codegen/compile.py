@@ -5,32 +5,42 @@ Generated code never runs in the caller's process: a crash or a hang of it is an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from codegen import artifact, lower
-from codegen.artifact import Artifact
+from codegen import artifact, lower, several
+from codegen.artifact import Artifact, Function
 from codegen.container import TOLERANCES, TensorSpec, relative_error
 from codegen.cross import why_not_run
+from codegen.gpu import build as device
+from codegen.gpu import execute
+from codegen.gpu.cuda import build as cuda
+from codegen.gpu.cuda import device as cuda_device
+from codegen.gpu.cuda import nvcc
+from codegen.inputs import index_bounds, sample_inputs
+from codegen.kernels.base import storage_dtype
+from codegen.manifest import FORWARD
 from codegen.measure import pinned_worker
+from codegen.several import BuiltFunction, BuiltModel
 from codegen.targets.base import Target
 from codegen.toolchain import RUN_TIMEOUT_S
 from codegen.torch_backend import to_module
 from codegen.tuning import Progress, TuningDatabase, tune
 from codegen.workers import RemoteError, Worker
+from ir.cost import STATE_PREFIX
 from ir.errors import CompileError, InputError, VerificationError, did_you_mean
-from ir.graph import Graph, Node, Value
+from ir.graph import Graph
 from ir.hashing import canonical_hash
 from ir.op import Array
 from ir.ops.contraction import PRECISIONS
-from ir.ops.indexing import DynamicUpdate, Take
-from ir.ops.shape import Reshape
-from ir.ops.structure import NUMPY_DTYPES, Component
+from ir.ops.structure import Component
 from ir.passes.lower_convolutions import LowerConvolutions
 from ir.passes.lower_precision import LowerPrecision, precision_of
 from ir.passes.unroll_loops import UnrollLoops
@@ -43,11 +53,37 @@ TIMEOUT_S: Final = 120.0
 FOREIGN_TIMEOUT_S: Final = TIMEOUT_S + RUN_TIMEOUT_S
 """The same with the run under an emulator."""
 
+POSITION: Final = "position"
+"""Input of a function that streams: the number of tokens before these."""
+_STREAM_CALLS: Final = 4  # the self-test of a function that streams is its fourth call
 _WORKERS: Final[dict[int, Worker]] = {}
+CUDA: Final = "cuda"
 
 
-def compile_graph(
-    graph: Graph,
+@dataclass(frozen=True)
+class Source:
+    """A function to compile.
+
+    Attributes:
+        graph: Graph without component nodes.
+        role: What it is for, see `codegen.artifact.Function`.
+        axes: For an input or output by name, what its axes are, see `TensorSpec.axes`.
+        padded: Axes along which smaller inputs may be padded.
+    """
+
+    graph: Graph
+    role: str = FORWARD
+    axes: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict[str, tuple[str | None, ...]])
+    padded: Sequence[str] = ()
+
+
+def compile_graph(graph: Graph, params: Mapping[str, Array], target: Target, **options: Any) -> Artifact:
+    """Compile, verify and pack one graph as the function `forward`; see `compile_functions`."""
+    return compile_functions({FORWARD: Source(graph)}, params, target, **options)
+
+
+def compile_functions(
+    sources: Mapping[str, Source],
     params: Mapping[str, Array],
     target: Target,
     *,
@@ -58,13 +94,13 @@ def compile_graph(
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Compile, verify and pack one graph.
+    """Compile, verify and pack graphs that share parameters; kernels and weights that they have in common once.
 
     A model that rounds too much with products by Strassen's algorithm, as deep stacks of norms may, is compiled once
     more without them.
 
     Args:
-        graph: Graph without component nodes.
+        sources: Functions by their names in the library, `forward` among them.
         params: A float32 array for each parameter.
         target: What to compile for. The result is run to verify it: for another processor under an emulator, and where
             there is none it is said to be unverified.
@@ -88,43 +124,50 @@ def compile_graph(
         KernelCrash: The generated code ended its process.
         KernelTimeout: It took longer than `TIMEOUT_S`.
     """
-    require_expanded(graph)
+    for source in sources.values():
+        require_expanded(source.graph)
     if opt_level not in (1, 3):
         raise CompileError("unknown optimisation level", expected="1 or 3", found=str(opt_level))
     if precision is not None:
-        graph = with_precision(graph, precision)
+        sources = {
+            name: replace(source, graph=with_precision(source.graph, precision)) for name, source in sources.items()
+        }
     database = TuningDatabase.for_target(target, tuning_root)
     if opt_level == 3:
-        if target.is_foreign:
+        if target.is_foreign or target.gpu is not None:
             raise InputError(
                 "kernels are tuned by measuring them, which takes the processor itself",
                 where="opt_level",
                 expected="-O1",
                 found=f"-O3 for {target.name}",
             )
-        lowered = lower.lower(graph, target, database)
-        tune([call.kernel for call in lowered.calls], target, database, trials=tuning_trials, progress=progress)
-    inputs = sample_inputs(graph)
-    worker = worker_for(target.threads)
-    arguments = (graph, dict(params), target, database, inputs)
-    build, limit_s = lower.build_and_run, TIMEOUT_S
-    if target.is_foreign:
-        build, limit_s = lower.build_elsewhere, FOREIGN_TIMEOUT_S
+        lowered = [lower.lower(source.graph, target, database) for source in sources.values()]
+        kernels = [call.kernel for part in lowered for call in part.calls]
+        tune(kernels, target, database, trials=tuning_trials, progress=progress)
+    inputs = {name: _example_inputs(source, params) for name, source in sources.items()}
     with ThreadPoolExecutor(1) as beside:  # torch runs here while the worker builds
-        reference = beside.submit(_run_beside, graph, params, inputs)
-        graph_hash = beside.submit(canonical_hash, graph)
+        reference = {
+            name: beside.submit(_run_beside, source.graph, params, inputs[name]) for name, source in sources.items()
+        }
+        hashes = {name: beside.submit(canonical_hash, source.graph) for name, source in sources.items()}
         try:
-            built, outputs = worker.call(build, *arguments, timeout_s=limit_s)
+            built, outputs = _build(sources, params, target, database, inputs)
         except RemoteError as error:
-            reference.result()  # parameters that do not fit fail here too, and with their names
+            for one in reference.values():
+                one.result()  # parameters that do not fit fail here too, and with their names
             raise CompileError("code generation failed", found=error.found) from error
+    expected = {name: one.result() for name, one in reference.items()}
     try:
-        error = None if outputs is None else _verify(graph, reference.result(), outputs)
+        errors = {
+            name: None if outputs is None else _verify(source.graph, expected[name], outputs[name])
+            for name, source in sources.items()
+        }
     except VerificationError:
-        if not any(kernel["knobs"].get("strassen") for kernel in built.kernels):
+        used = [kernel for function in built.functions.values() for kernel in function.kernels]
+        if not any(kernel["knobs"].get("strassen") for kernel in used):
             raise
-        return compile_graph(
-            graph,
+        return compile_functions(
+            sources,
             params,
             target.without_strassen(),
             opt_level=opt_level,
@@ -133,25 +176,37 @@ def compile_graph(
             metadata=metadata,
             progress=progress,
         )
-    bounds = index_bounds(graph)
     return Artifact(
         library=built.library,
+        functions={
+            name: _function(
+                source,
+                built.functions[name],
+                hashes[name].result(),
+                inputs[name],
+                (outputs or expected)[name],
+                errors[name],
+            )
+            for name, source in sources.items()
+        },
         weights=built.weights,
         parameters=dict(params),
-        graph_json=graph_to_json(graph),
-        graph_hash=graph_hash.result(),
-        inputs=[_spec(name, node, bounds.get(name)) for name, node in graph.inputs.items()],
-        outputs=[TensorSpec(name, graph.type_of(v).shape, graph.type_of(v).dtype) for name, v in graph.outputs],
-        example_inputs=inputs,
-        expected_outputs=reference.result() if outputs is None else outputs,
         target=artifact.describe_target(target),
         threads=target.threads,
-        verification_error=error,
-        unverified=why_not_run(target) if outputs is None else "",
-        kernels=built.kernels,
-        memory=built.memory,
+        unverified=_why_not_run(target) if outputs is None else "",
+        extras=built.extras,
+        tuning_records=_records(built, target, database),
         metadata=dict(metadata or {}),
     )
+
+
+def _why_not_run(target: Target) -> str:
+    """Say what is missing to run code for a target here; empty where nothing is."""
+    if target.gpu is None:
+        return why_not_run(target)
+    if target.gpu.kind == CUDA:
+        return cuda_device.why_not_run(target.gpu.model)
+    return execute.why_not_run(target.gpu)
 
 
 def describe_kernels(graph: Graph, target: Target, tuning_root: str | Path | None = None) -> list[dict[str, Any]]:
@@ -173,31 +228,6 @@ def with_precision(graph: Graph, precision: str) -> Graph:
     return LowerPrecision(precision)(LowerConvolutions()(UnrollLoops()(graph)))
 
 
-def sample_inputs(graph: Graph, seed: int = 0) -> dict[str, Array]:
-    """Draw inputs on which a graph can be run: standard normal numbers, indices inside their tables."""
-    rng = np.random.default_rng(seed)
-    bounds = index_bounds(graph)
-    drawn: dict[str, Array] = {}
-    for name, node in graph.inputs.items():
-        kind = node.types[0]
-        if kind.is_float:
-            drawn[name] = rng.standard_normal(kind.shape).astype(np.float32)
-        else:
-            drawn[name] = np.asarray(rng.integers(0, bounds.get(name, 2), kind.shape), NUMPY_DTYPES[kind.dtype])
-    return drawn
-
-
-def index_bounds(graph: Graph) -> dict[str, int]:
-    """For each integer input that is an index, the number of places it can point at."""
-    bounds: dict[str, int] = {}
-    for name, node in graph.inputs.items():
-        if node.types[0].dtype == "int32":
-            limits = _limits(graph, node.results[0])
-            if limits:
-                bounds[name] = min(limits)
-    return bounds
-
-
 def torch_outputs(graph: Graph, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Run a graph in torch, in float32."""
     module = to_module(graph, params).eval()
@@ -216,21 +246,92 @@ def _run_beside(graph: Graph, params: Mapping[str, Array], inputs: Mapping[str, 
         torch.set_num_threads(usual)
 
 
-def _limits(graph: Graph, value: Value) -> list[int]:
-    limits: list[int] = []
-    for user in graph.users(value):
-        types = graph.operand_types(user)
-        if isinstance(user.op, Take) and user.operands[1] == value:
-            limits.append(types[0].shape[0])
-        elif isinstance(user.op, DynamicUpdate) and user.operands[2] == value:
-            limits.append(types[0].shape[user.op.axis] - types[1].shape[user.op.axis] + 1)
-        elif isinstance(user.op, Reshape):
-            limits += _limits(graph, user.results[0])
-    return limits
+def _build(
+    sources: Mapping[str, Source],
+    params: Mapping[str, Array],
+    target: Target,
+    database: TuningDatabase,
+    inputs: Mapping[str, Mapping[str, Array]],
+) -> tuple[BuiltModel, Mapping[str, Mapping[str, Array]] | None]:
+    """Build and run in the worker."""
+    worker, limit_s = worker_for(target.threads), FOREIGN_TIMEOUT_S if target.is_foreign else TIMEOUT_S
+    graphs = {name: source.graph for name, source in sources.items()}
+    if target.gpu is not None:
+        limit_s = FOREIGN_TIMEOUT_S * len(graphs)
+        if target.gpu.kind == CUDA:
+            build_cuda = cuda_worker().call
+            return build_cuda(cuda.build_and_run, graphs, dict(params), target, database, inputs, timeout_s=limit_s)
+        return worker.call(device.build_and_run, graphs, dict(params), target, database, inputs, timeout_s=limit_s)
+    if list(graphs) != [FORWARD]:
+        return worker.call(
+            several.build_and_run, graphs, dict(params), target, database, inputs, timeout_s=limit_s * len(graphs)
+        )
+    build = lower.build_elsewhere if target.is_foreign else lower.build_and_run
+    arguments = (graphs[FORWARD], dict(params), target, database, inputs[FORWARD])
+    built, outputs = worker.call(build, *arguments, timeout_s=limit_s)
+    return BuiltModel.of(built), None if outputs is None else {FORWARD: outputs}
 
 
-def _spec(name: str, node: Node, below: int | None) -> TensorSpec:
-    return TensorSpec(name, node.types[0].shape, node.types[0].dtype, below=below)
+def _function(
+    source: Source,
+    built: BuiltFunction,
+    graph_hash: str,
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    error: float | None,
+) -> Function:
+    """Describe a function that was built and run."""
+    graph, bounds = source.graph, index_bounds(source.graph)
+    kinds = {name: graph.type_of(value) for name, value in graph.outputs}
+    streams = source.role != FORWARD
+    return Function(
+        inputs=[
+            TensorSpec(name, node.types[0].shape, node.types[0].dtype, bounds.get(name), source.axes.get(name))
+            for name, node in graph.inputs.items()
+        ],
+        outputs=[
+            TensorSpec(name, kind.shape, storage_dtype(kind.dtype), axes=source.axes.get(name))
+            for name, kind in kinds.items()
+        ],
+        weights=built.weights,
+        graph_json=graph_to_json(graph),
+        graph_hash=graph_hash,
+        example_inputs=inputs,
+        expected_outputs=outputs,
+        role=source.role,
+        carried=[name for name in graph.inputs if streams and name.startswith(STATE_PREFIX)],
+        position=POSITION if streams and POSITION in graph.inputs else None,
+        padded=source.padded,
+        verification_error=error,
+        kernels=built.kernels,
+        memory=built.memory,
+    )
+
+
+def _records(built: BuiltModel, target: Target, database: TuningDatabase) -> list[str]:
+    """List the tuning records that knobs were taken from."""
+    tuned = {kernel["kernel"] for part in built.functions.values() for kernel in part.kernels if kernel["tuned"]}
+    found = {database.identity(kernel, target) for kernel in tuned}
+    return sorted(identity for identity in found if identity is not None)
+
+
+def _example_inputs(source: Source, params: Mapping[str, Array]) -> dict[str, Array]:
+    """Draw inputs of the self-test; of a function that streams, those after some calls from the start."""
+    graph, inputs = source.graph, sample_inputs(source.graph)
+    if source.role == FORWARD:
+        return inputs
+    carried = [name for name in graph.inputs if name.startswith(STATE_PREFIX)]
+    [tokens] = {node.types[0].shape[1] for name, node in graph.inputs.items() if name not in (*carried, POSITION)}
+    calls = min(_STREAM_CALLS, 1 + (index_bounds(graph).get(POSITION, _STREAM_CALLS * tokens) - 1) // tokens)
+    state = {name: np.zeros_like(inputs[name]) for name in carried}
+    for call in range(calls):
+        inputs = sample_inputs(graph, call) | state
+        if POSITION in inputs:
+            inputs[POSITION] = np.asarray(call * tokens, np.int32)
+        if call < calls - 1:
+            outputs = torch_outputs(graph, params, inputs)
+            state = {name: outputs[name] for name in carried}
+    return inputs
 
 
 def require_expanded(graph: Graph) -> None:
@@ -247,8 +348,18 @@ def require_expanded(graph: Graph) -> None:
 def worker_for(threads: int) -> Worker:
     """Return this process's worker that generates code for a number of threads."""
     if threads not in _WORKERS:
-        _WORKERS[threads] = pinned_worker(threads, preload=("codegen.lower",))
+        _WORKERS[threads] = pinned_worker(threads, preload=("codegen.several",))
     return _WORKERS[threads]
+
+
+@functools.cache
+def cuda_worker() -> Worker:
+    """Return this process's worker that generates code for NVIDIA GPUs.
+
+    Raises:
+        TargetUnavailable: There is no CUDA compiler.
+    """
+    return pinned_worker(1, preload=("codegen.gpu.cuda.build",), environment=nvcc.worker_environment())
 
 
 def _verify(graph: Graph, expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> float:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -21,18 +22,20 @@ from typing import Final
 
 import numpy as np
 
-from codegen import toolchain
+from codegen import machine, toolchain
 from codegen.targets.base import Target
 from ir.errors import KernelCrash, KernelTimeout, TargetUnavailable
 
 SYSROOT: Final = "/usr/aarch64-linux-gnu"
 RUNTIME_VARIABLE: Final = "NAS_AARCH64_RUNTIME"
 _LIBRARIES: Final = ("libtvm_runtime.so", "libtvm_ffi.so")
+WITHOUT_DEBUG: Final = ("-Wl,--strip-debug",)
+"""Options of a linker that leaves out what only debuggers read: two fifths of a library."""
 _PAGE_OPTION: Final = "-Wl,-z,max-page-size=16384"  # Android 15 has pages of 16 KB
 _ANDROID_LIBRARIES: Final = ("m", "c")
 
 _RUNNER: Final = r"""
-// Runs the function `forward` of a library: runner LIBRARY OUTPUTS_PREFIX (CODE BITS SHAPE FILE)...
+// Runs a function of a library: runner LIBRARY OUTPUTS_PREFIX FUNCTION (CODE BITS SHAPE FILE)...
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
@@ -72,10 +75,10 @@ int main(int argc, char** argv) {
   ffi::Module vm = executable->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
   vm->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, 2);
   std::vector<ffi::Any> arguments;
-  for (int i = 3; i + 3 < argc; i += 4) arguments.push_back(Read(argv + i));
+  for (int i = 4; i + 3 < argc; i += 4) arguments.push_back(Read(argv + i));
   std::vector<ffi::AnyView> views(arguments.begin(), arguments.end());
   ffi::Any result;
-  vm->GetFunction("forward").value().CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
+  vm->GetFunction(argv[3]).value().CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
   std::string prefix = argv[2];
   if (auto one = result.as<ffi::Tensor>()) {
     Write(*one, prefix + "0");
@@ -98,7 +101,7 @@ def linker(target: Target) -> tuple[str, tuple[str, ...]]:
     Raises:
         TargetUnavailable: There is no cross compiler.
     """
-    options = ("-shared", "-fPIC", _PAGE_OPTION)
+    options = ("-shared", "-fPIC", _PAGE_OPTION, *WITHOUT_DEBUG)
     if "android" in target.triple:
         if ndk := os.environ.get("TVM_NDK_CC"):
             return ndk, options
@@ -111,12 +114,15 @@ def linker(target: Target) -> tuple[str, tuple[str, ...]]:
             "-lm",
             "-lc",
         )
-    _require(toolchain.CROSS_COMPILER, target)
-    return toolchain.CROSS_COMPILER, options
+    compiler = toolchain.CROSS_COMPILER if target.architecture != platform.machine() else "g++"
+    _require(compiler, target)
+    return compiler, options
 
 
 def why_not_run(target: Target) -> str:
     """Say what is missing to run a library for another processor here; empty where nothing is."""
+    if missing := set(target.features) - machine.cpu_features() if target.architecture == platform.machine() else ():
+        return f"this processor lacks {', '.join(sorted(missing))}"
     if target.triple != "aarch64-linux-gnu":
         return f"there is no TVM runtime for {target.triple} here"
     if (folder := runtime_folder()) is None:
@@ -136,15 +142,20 @@ def runtime_folder() -> Path | None:
 
 
 def run_library(
-    library: bytes, arguments: Sequence[np.ndarray], outputs: Mapping[str, tuple[tuple[int, ...], str]], threads: int
+    library: bytes,
+    arguments: Sequence[np.ndarray],
+    outputs: Mapping[str, tuple[tuple[int, ...], str]],
+    threads: int,
+    function: str = "forward",
 ) -> dict[str, np.ndarray]:
-    """Run `forward` of a library for aarch64 under the emulator, in a process of its own.
+    """Run a function of a library for aarch64 under the emulator, in a process of its own.
 
     Args:
         library: The shared library.
         arguments: Inputs, then weights.
         outputs: Shape and dtype of each output by name, in order.
         threads: Threads of the runtime.
+        function: Its name in the library.
 
     Raises:
         KernelCrash: The process ended otherwise than with 0.
@@ -162,7 +173,7 @@ def run_library(
             code = str(_DLPACK_CODES[array.dtype.kind])
             words += [code, str(array.dtype.itemsize * 8), ",".join(map(str, array.shape)), f"in{number}"]
         command = [*emulator, "-L", SYSROOT, "-E", f"LD_LIBRARY_PATH={folder}", "-E", f"TVM_NUM_THREADS={threads}"]
-        _run([*command, str(_runner(folder)), "./library.so", "out", *words], here)
+        _run([*command, str(_runner(folder)), "./library.so", "out", function, *words], here)
         return {
             name: np.fromfile(here / f"out{number}", dtype).reshape(shape)
             for number, (name, (shape, dtype)) in enumerate(outputs.items())

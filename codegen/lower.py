@@ -14,10 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from codegen._tvm import TIR_PIPELINE, PassContext, Target, relax, tvm
+from codegen._tvm import DEVICE_PIPELINE, TIR_PIPELINE, WORKLOAD_ATTRIBUTE, PassContext, Target, relax, tvm
 from codegen.cache import LibraryCache, Program
-from codegen.cross import linker, run_library, why_not_run
+from codegen.cross import WITHOUT_DEBUG, linker, run_library, why_not_run
+from codegen.gpu.cuda.linking import attach_code
+from codegen.gpu.registry import generator
 from codegen.kernels.base import Array, Kernel, Knobs, storage_dtype
+from codegen.manifest import FORWARD
 from codegen.memory import plan_memory
 from codegen.packing import PackedWeights
 from codegen.selection.precision import store_bfloat16
@@ -107,8 +110,15 @@ def lower(graph: Graph, target: NasTarget, database: TuningDatabase | None = Non
     kernels = {call.kernel.key: call.kernel for call in calls}
     found = {key: database.knobs(kernel, target) for key, kernel in kernels.items()} if database else {}
     tuned = {key: knobs for key, knobs in found.items() if knobs is not None}
-    knobs = {key: tuned.get(key) or kernel.knobs(target.isa) for key, kernel in kernels.items()}
+    knobs = {key: tuned.get(key) or _rule(kernel, target) for key, kernel in kernels.items()}
     return Lowered(graph, calls, knobs, frozenset(tuned))
+
+
+def _rule(kernel: Kernel, target: NasTarget) -> Knobs:
+    """Pick knobs without measuring."""
+    if target.gpu is None:
+        return kernel.knobs(target.isa)
+    return generator(kernel, target.gpu).knobs(kernel, target.gpu)
 
 
 def describe(lowered: Lowered) -> list[dict[str, Any]]:
@@ -142,7 +152,7 @@ def build(lowered: Lowered, params: Mapping[str, Array], target: NasTarget, cach
     key = program(lowered, weights).key(target)
     library = cache.get(key) if cache else None
     if library is None:
-        library = _library(_relax_module(lowered, weights, target), target)
+        library = make_library({FORWARD: (lowered, weights)}, target)
         if cache:
             cache.put(key, library)
     memory = plan_memory(lowered.graph, lowered.calls).describe(weights.arrays)
@@ -175,10 +185,26 @@ def program(lowered: Lowered, weights: PackedWeights) -> Program:
     )
 
 
-def _relax_module(lowered: Lowered, weights: PackedWeights, target: NasTarget) -> tvm.IRModule:
-    """Write `forward(inputs, weights)`, which calls the kernels one after the other on the memory that was planned."""
+def make_library(functions: Mapping[str, tuple[Lowered, PackedWeights]], target: NasTarget) -> bytes:
+    """Generate a library with some functions; kernels that they have in common are there once.
+
+    Raises:
+        CompileError: TVM or the linker refuses.
+    """
+    return _library(relax_module(functions, target), target)
+
+
+def relax_module(functions: Mapping[str, tuple[Lowered, PackedWeights]], target: NasTarget) -> tvm.IRModule:
+    """Write functions of inputs and weights, which call their kernels in order on the memory that was planned."""
+    builder = relax.BlockBuilder()
+    kernels: dict[Any, Any] = {}
+    for name, (lowered, weights) in functions.items():
+        _write_function(name, lowered, weights, _ModuleWriter(lowered, target, builder, kernels))
+    return builder.get()
+
+
+def _write_function(symbol: str, lowered: Lowered, weights: PackedWeights, writer: _ModuleWriter) -> None:
     graph = lowered.graph
-    writer = _ModuleWriter(lowered, target)
     inputs = [
         (node.results[0], relax.Var(name, relax.TensorType(node.types[0].shape, node.types[0].dtype)))
         for name, node in graph.inputs.items()
@@ -192,24 +218,23 @@ def _relax_module(lowered: Lowered, weights: PackedWeights, target: NasTarget) -
                 parameters.setdefault(
                     name, relax.Var(f"w{len(parameters)}", relax.TensorType(array.shape, array.dtype.name))
                 )
-    with writer.builder.function("forward", [var for _, var in inputs] + list(parameters.values()), pure=False):
+    with writer.builder.function(symbol, [var for _, var in inputs] + list(parameters.values()), pure=False):
         writer.begin(dict(inputs))
         for call in lowered.calls:
             writer.call(call, lambda index, call=call: parameters[weights.name(call, index)])
         results = [writer.read(value, graph.type_of(value).shape) for _, value in graph.outputs]
         writer.builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
-    return writer.builder.get()
 
 
 class _ModuleWriter:
-    """Writes kernel calls as statements of a Relax function."""
+    """Writes kernel calls as statements of a Relax function; `kernels` holds those that the module has already."""
 
-    def __init__(self, lowered: Lowered, target: NasTarget) -> None:
-        self.builder = relax.BlockBuilder()
+    def __init__(self, lowered: Lowered, target: NasTarget, builder: Any, kernels: dict[Any, Any]) -> None:
+        self.builder = builder
         self.lowered, self.target = lowered, target
         self.plan = plan_memory(lowered.graph, lowered.calls)
         self._alias = aliases(lowered.graph, lowered.calls)
-        self._functions: dict[str, Any] = {}
+        self._functions = kernels
         self._storages: list[Any] = []
         self._values: dict[Value, Any] = {}
 
@@ -223,16 +248,17 @@ class _ModuleWriter:
 
     def call(self, call: KernelCall, weight: Callable[[int], Any]) -> None:
         """Write one call; `weight` gives the variable of a static operand."""
-        kernel = call.kernel
-        if kernel.key not in self._functions:
-            function = prim_func(kernel, self.target, self.lowered.knobs[kernel.key])
-            self._functions[kernel.key] = self.builder.add_func(function, kernel.symbol[:80])
+        kernel, knobs = call.kernel, self.lowered.knobs[call.kernel.key]
+        identity = kernel.key, tuple(knobs.items())
+        if identity not in self._functions:
+            function = prim_func(kernel, self.target, knobs)
+            self._functions[identity] = self.builder.add_func(function, kernel.symbol[:80])
         arguments = [
             weight(index) if isinstance(operand, Static | Table) else self.read(operand, kernel.inputs[index].shape)
             for index, operand in enumerate(call.operands)
         ]
         made = [self._allocate(value, kind) for value, kind in zip(call.results, kernel.outputs, strict=True)]
-        self.builder.emit(relax.Call(self._functions[kernel.key], [*arguments, *made]))
+        self.builder.emit(relax.Call(self._functions[identity], [*arguments, *made]))
         self._values.update(zip(call.results, made, strict=True))
 
     def read(self, value: Value, shape: tuple[int, ...]) -> Any:
@@ -257,7 +283,10 @@ def prim_func(kernel: Kernel, target: NasTarget, knobs: Knobs) -> Any:
         CompileError: The generator, or TVM in it, refuses.
     """
     try:
-        return kernel.build(target.isa, knobs)
+        if target.gpu is None:
+            return kernel.build(target.isa, knobs)
+        made = generator(kernel, target.gpu).build(kernel, target.gpu, knobs)
+        return made.with_attr(WORKLOAD_ATTRIBUTE, kernel.key)
     except (RuntimeError, TypeError, ValueError) as error:
         raise CompileError("a kernel could not be generated", where=kernel.key, found=str(error)) from error
 
@@ -265,18 +294,22 @@ def prim_func(kernel: Kernel, target: NasTarget, knobs: Knobs) -> Any:
 def _library(module: tvm.IRModule, target: NasTarget) -> bytes:
     """Compile through the few Relax passes that a module of kernel calls needs, and link."""
     tvm_target = Target(target.to_tvm())
+    tir_pipeline = TIR_PIPELINE if target.gpu is None else DEVICE_PIPELINE
+    if target.gpu is not None and target.gpu.kind == "cuda":
+        module = attach_code(module, target.gpu.model)
     try:
         with tvm_target, PassContext(opt_level=3):
-            executable = relax.build(module, tvm_target, relax_pipeline=_relax_pipeline(), tir_pipeline=TIR_PIPELINE)
+            executable = relax.build(module, tvm_target, relax_pipeline=relax_pipeline(), tir_pipeline=tir_pipeline)
         with tempfile.TemporaryDirectory(prefix="nas-") as folder:
             path = Path(folder) / "library.so"
-            executable.export_library(str(path), fcompile=_link(target) if target.is_foreign else None)
+            link = link_for(target) if target.is_foreign else None
+            executable.export_library(str(path), fcompile=link, options=list(WITHOUT_DEBUG))
             return path.read_bytes()
     except (RuntimeError, TypeError, ValueError) as error:
         raise CompileError("code generation failed", found=str(error)[-2000:]) from error
 
 
-def _link(target: NasTarget) -> Callable[..., None]:
+def link_for(target: NasTarget) -> Callable[..., None]:
     """Return what links objects into a library for another processor."""
     compiler, options = linker(target)
 
@@ -288,7 +321,8 @@ def _link(target: NasTarget) -> Callable[..., None]:
     return link
 
 
-def _relax_pipeline() -> Any:
+def relax_pipeline() -> Any:
+    """Return the few Relax passes that a module of kernel calls needs."""
     transform = relax.transform
     return tvm.transform.Sequential(
         [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codegen.kernels.base import Array
+from codegen.gpu.registry import generator
+from codegen.kernels.base import Array, Kernel, Knobs
 from codegen.selection.state import KernelCall, Static, Table
 from codegen.targets.base import Target
 from ir.graph import Value
@@ -21,7 +23,7 @@ class PackedWeights:
     """Static operands as arrays, each distinct one once."""
 
     def __init__(self, lowered: Lowered, params: Mapping[str, Array], target: Target) -> None:
-        self.lowered, self.params, self.isa = lowered, params, target.isa
+        self.lowered, self.params, self.target = lowered, params, target
         self.arrays: dict[str, Array] = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._values: dict[Value, Array] = {}
@@ -31,12 +33,12 @@ class PackedWeights:
         operand, kernel = call.operands[index], call.kernel
         assert isinstance(operand, Static | Table)
         knobs = self.lowered.knobs[kernel.key]
-        layout = (kernel.key, index) if kernel.packs(index) else (kernel.inputs[index].shape,)
+        layout = (kernel.key, index) if packs(kernel, index, self.target) else (kernel.inputs[index].shape,)
         identity = (operand, layout)
         if identity not in self._names:
             array = operand.constant.evaluate() if isinstance(operand, Table) else self._array(operand)
             array = array.reshape(kernel.inputs[index].shape)
-            packed = kernel.pack(index, array, self.isa, knobs)
+            packed = _pack(kernel, index, array, self.target, knobs)
             name = f"{len(self._names)}.{self.label(operand)}"
             self.arrays[name] = np.asarray(array if packed is None else packed, order="C")
             self._names[identity] = name
@@ -78,3 +80,62 @@ class PackedWeights:
             names += [node.op.label] if isinstance(node.op, Parameter) else []
             pending += [operand.node for operand in node.operands]
         return "+".join(dict.fromkeys(names)) or "constant"
+
+
+def packs(kernel: Kernel, index: int, target: Target) -> bool:
+    """Tell whether a kernel's constant input has a layout of its own on a target."""
+    if target.gpu is None:
+        return kernel.packs(index)
+    rule = generator(kernel, target.gpu).packs
+    return rule is not None and rule(kernel, index)
+
+
+def _pack(kernel: Kernel, index: int, array: Array, target: Target, knobs: Knobs) -> Array | None:
+    if target.gpu is None:
+        return kernel.pack(index, array, target.isa, knobs)
+    pack = generator(kernel, target.gpu).pack
+    return pack(kernel, target.gpu, knobs, index, array) if pack else None
+
+
+class Layouts:
+    """Layouts that weights have in functions of a model, so that its other functions read them so, too.
+
+    Args:
+        params: Parameters of all functions.
+        target: What they are compiled for.
+    """
+
+    def __init__(self, params: Mapping[str, Array], target: Target) -> None:
+        self._params, self._target = params, target
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def fit(self, lowered: Lowered) -> Lowered:
+        """Return other knobs for kernels whose weights are here already, in a layout that those knobs read."""
+        if self._target.gpu is not None:
+            return lowered  # no knob of these changes a layout
+        isa, chosen = self._target.isa, dict(lowered.knobs)
+        packed = PackedWeights(lowered, self._params, self._target)
+        for call in lowered.calls:
+            kernel = call.kernel
+            labels = {index: packed.label(operand) for index, operand in _packed_operands(call)}
+            known = {index: self._shapes[label] for index, label in labels.items() if label in self._shapes}
+            for knobs in (chosen[kernel.key], *kernel.knob_space(isa)) if known else ():
+                if all(kernel.packed_shape(index, isa, knobs) == shape for index, shape in known.items()):
+                    chosen[kernel.key] = knobs
+                    break
+        return replace(lowered, knobs=chosen)
+
+    def remember(self, lowered: Lowered, packed: PackedWeights) -> None:
+        """Add the layouts of a function."""
+        for call in lowered.calls:
+            for index, operand in _packed_operands(call):
+                self._shapes.setdefault(packed.label(operand), packed.arrays[packed.name(call, index)].shape)
+
+
+def _packed_operands(call: KernelCall) -> list[tuple[int, Static]]:
+    """List the weights of a call that its kernel reads in a layout of its own."""
+    return [
+        (index, operand)
+        for index, operand in enumerate(call.operands)
+        if isinstance(operand, Static) and call.kernel.packs(index)
+    ]

@@ -7,31 +7,27 @@ imported, or will import, the whole of TVM is served by the same shared objects.
 
 from __future__ import annotations
 
-import functools
 import importlib
-import importlib.util
-import os
 import platform
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from codegen import machine
-from codegen.container import MEMBERS, Contents, TensorSpec, read, relative_error
-from ir.errors import ArtifactError, InputError, did_you_mean
+from codegen import machine, streaming
+from codegen.container import Contents, TensorSpec, read
+from codegen.functions import LoadedFunction, Role
+from codegen.manifest import FORWARD, GPU, PREFILL, STEP
+from codegen.placement import HostMemory, Memory
+from codegen.streaming import State, Stream
+from codegen.virtual_machine import VirtualMachine, use_threads
+from ir.errors import ArtifactError, InputError
 
-ALIGNMENT_BYTES = 64  # TVM's kAllocAlignment: generated code loads whole vectors from its arguments
-
-_KDL_CPU, _POOLED_ALLOCATOR, _BIG_CORES = 1, 2, 1
-_BOUND = "nas_bound"
+Output: TypeAlias = np.ndarray | dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,47 +49,55 @@ class VerifyReport:
     manifest: dict[str, Any]
 
 
-def load(path: str | Path, *, threads: int | None = None, self_test: bool = True) -> LoadedModel:
+def load(
+    path: str | Path, *, threads: int | None = None, self_test: bool = True, key: str | Path | None = None
+) -> LoadedModel:
     """Load an artifact and make it callable.
+
+    The file is mapped and has to stay as it is while the model is used; replacing it is harmless.
 
     Args:
         path: The `.nas` file.
         threads: Threads to run on; when omitted, as many as it was compiled for, if there are that many.
-        self_test: Run the model once on the inputs kept inside and compare with the outputs kept inside.
+        self_test: Run each function once on the inputs kept inside and compare with the outputs kept inside.
+        key: File with the public key whose owner must have signed the artifact; see `codegen.signing`.
 
     Raises:
-        ArtifactError: The file is damaged, of another format, or not for this machine, or fails its self-test.
-        InputError: `threads` does not fit this machine.
+        ArtifactError: The file is damaged, of another format, or not for this machine, or not signed with the key, or
+            fails its self-test.
+        InputError: `threads` does not fit this machine, or `key` holds no public key.
     """
-    contents = read(path)
-    check_machine(contents)
-    compiled_for = int(contents.manifest["threads"])
-    available = len(machine.available_cpus())
-    model = LoadedModel(
-        contents, machine.check_threads(threads) if threads is not None else min(compiled_for, available)
-    )
+    contents = _checked(path, key)
+    count = machine.check_threads(threads) if threads is not None else _usual_threads(contents)
+    model = LoadedModel(contents, count)
     if self_test:
         model.self_test()
     return model
 
 
-def verify(path: str | Path) -> VerifyReport:
+def verify(path: str | Path, *, key: str | Path | None = None) -> VerifyReport:
     """Check everything about an artifact that can be checked on this machine.
+
+    Args:
+        path: The `.nas` file.
+        key: File with the public key whose owner must have signed it.
 
     Raises:
         ArtifactError: The first thing that is wrong.
+        InputError: `key` holds no public key.
     """
-    contents = read(path)
-    check_machine(contents)
-    model = LoadedModel(contents, min(int(contents.manifest["threads"]), len(machine.available_cpus())))
+    contents = _checked(path, key)
+    model = LoadedModel(contents, _usual_threads(contents))
     error = model.self_test()
     manifest = contents.manifest
+    signed = "not checked; name a key with --key" if contents.signature else "none"
     checks = (
         f"format version {manifest['format_version']}",
-        f"checksums of {len(MEMBERS)} members and of the whole file",
+        f"checksums of {len(contents.members)} members and of the whole file",
+        f"signature: {signed if key is None else f'made with the private key of {key}'}",
         f"instruction set: {len(manifest['target']['features'])} features that the code needs are here",
         f"TVM runtime {machine.versions()['tvm']} serves code compiled by {manifest['versions']['tvm']}",
-        f"self-test: {len(model.outputs)} output(s) within {error:.1e} of the expected ones",
+        f"self-test: the outputs of {', '.join(manifest['functions'])} within {error:.1e} of the expected ones",
     )
     return VerifyReport(contents.path, checks, error, float(manifest["self_test"]["tolerance"]), manifest)
 
@@ -106,26 +110,46 @@ class LoadedModel:
 
     Attributes:
         manifest: What the artifact says about itself.
-        inputs: Arguments, in order.
-        outputs: Results, in order.
+        functions: Every function by its name in the library.
         threads: Threads that serve a call.
     """
 
     def __init__(self, contents: Contents, threads: int) -> None:
-        function = contents.manifest["functions"]["forward"]
         self.manifest = contents.manifest
-        self.inputs = tuple(TensorSpec.from_dict(item) for item in function["inputs"])
-        self.outputs = tuple(TensorSpec.from_dict(item) for item in function["outputs"])
         self.threads = threads
         self._path = contents.path
-        self._expected = contents.expected
         self._lock = threading.Lock()
-        self._buffers = tuple(_aligned(spec.shape, spec.dtype) for spec in self.inputs)
-        weights = [_aligned_copy(contents.weights[name]) for name in function["weights"]]
-        self._run = _bind(contents, [*self._buffers, *weights])
+        memory = _memory(contents)
+        vm = VirtualMachine(contents.library, str(contents.path), memory)
+        weights = {name: memory.place(array) for name, array in contents.weights.items()}
+        self.functions: dict[str, LoadedFunction] = {
+            name: LoadedFunction(name, contents, vm, weights) for name in contents.manifest["functions"]
+        }
+        grouped: dict[str, list[LoadedFunction]] = {}
+        for function in self.functions.values():
+            grouped.setdefault(function.role, []).append(function)
+        self._roles = {name: Role(functions) for name, functions in grouped.items()}
 
-    def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | dict[str, np.ndarray]:
-        """Run the model.
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Arguments of `forward`, in order, at its smallest shape."""
+        return self.role(FORWARD).first.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Results of `forward`, in order, at its smallest shape."""
+        return self.role(FORWARD).first.outputs
+
+    @property
+    def prefill_lengths(self) -> tuple[int, ...]:
+        """How many tokens `prefill` may read at once; empty where the artifact has none."""
+        return tuple(streaming.lengths(self._roles[PREFILL])) if PREFILL in self._roles else ()
+
+    def __call__(self, *arrays: Any, **named: Any) -> Output:
+        """Run `forward`.
+
+        Where the artifact has it for several shapes, the smallest that fits is taken; what is smaller still is padded
+        with zeros where that changes nothing, and refused elsewhere.
 
         Args:
             *arrays: Inputs in order.
@@ -137,35 +161,83 @@ class LoadedModel:
         Raises:
             InputError: A name, shape, element type or value does not fit.
         """
-        given = self._checked(arrays, named)
-        with self._lock:
-            for buffer, array in zip(self._buffers, given, strict=True):
-                np.copyto(buffer, array)
-            results = self._results()
-        return results[self.outputs[0].name] if len(results) == 1 else results
+        role = self.role(FORWARD)
+        given = role.check_names(arrays, named, role.first.inputs)
+        function, sizes = role.choose(given)
+        return _plain(self._run(function, given, sizes))
 
-    def prepare(self, inputs: Mapping[str, np.ndarray] | None = None) -> Callable[[], Any]:
+    def step(self, *arrays: Any, state: State | None = None, **named: Any) -> tuple[Output, State]:
+        """Read one token.
+
+        Args:
+            *arrays: Inputs of `step` in order, less what it carries.
+            state: What the call before returned; the start of a sequence when None.
+            **named: The same inputs by name.
+
+        Returns:
+            The output, and the state behind the token.
+
+        Raises:
+            InputError: The artifact has no `step`, an input does not fit, or the stream is at its end.
+        """
+        return self._advance(STEP, arrays, named, state)
+
+    def prefill(self, *arrays: Any, state: State | None = None, **named: Any) -> tuple[Output, State]:
+        """Read as many tokens at once as one of `prefill_lengths` says; otherwise like `step`."""
+        return self._advance(PREFILL, arrays, named, state)
+
+    def stream(self, state: State | None = None) -> Stream:
+        """Begin a stream, which keeps the state.
+
+        Raises:
+            InputError: The artifact has no `step`.
+        """
+        self.role(STEP)
+        return Stream(self, state)
+
+    def role(self, name: str) -> Role:
+        """Return the functions of a role.
+
+        Raises:
+            InputError: There are none.
+        """
+        if name not in self._roles:
+            raise InputError(
+                f"the artifact has no function for {name}",
+                where=str(self._path),
+                expected=f"a model that streams, compiled with --{name}",
+                found=", ".join(self.functions),
+            )
+        return self._roles[name]
+
+    def prepare(self, inputs: Mapping[str, np.ndarray] | None = None, function: str = FORWARD) -> Callable[[], Any]:
         """Return the bare call for measurements: inputs bound, no checks, no copies, result not converted.
 
         Args:
             inputs: Values to run on; those of the self-test when omitted.
+            function: Name of the function.
         """
-        given = self._checked((), inputs if inputs is not None else self.example_inputs())
-        for buffer, array in zip(self._buffers, given, strict=True):
-            np.copyto(buffer, array)
-        _use_threads(self.threads)
-        return self._run
+        chosen = self.functions[function]
+        if inputs is None:
+            chosen.fill(chosen.example_inputs())
+        else:
+            role = Role([chosen])
+            given = role.check_names((), inputs, chosen.inputs)
+            role.choose(given)
+            chosen.fill(given)
+        use_threads(self.threads)
+        return chosen.run
 
     def example_inputs(self) -> dict[str, np.ndarray]:
-        """Return the inputs of the self-test."""
-        return {spec.name: self._expected[f"input.{spec.name}"] for spec in self.inputs}
+        """Return the inputs of the self-test of `forward`."""
+        return self.functions[FORWARD].example_inputs()
 
     def expected_outputs(self) -> dict[str, np.ndarray]:
-        """Return the outputs that the self-test expects."""
-        return {spec.name: self._expected[f"output.{spec.name}"] for spec in self.outputs}
+        """Return the outputs that the self-test of `forward` expects."""
+        return self.functions[FORWARD].expected_outputs()
 
     def self_test(self) -> float:
-        """Run on the inputs kept inside the artifact and compare with the outputs kept inside.
+        """Run every function on the inputs kept inside the artifact and compare with the outputs kept inside.
 
         Returns:
             Largest absolute difference, relative to the largest expected magnitude.
@@ -173,47 +245,29 @@ class LoadedModel:
         Raises:
             ArtifactError: The difference is above the tolerance or a result is not finite.
         """
-        outcome = self(**self.example_inputs())
-        results = outcome if isinstance(outcome, dict) else {self.outputs[0].name: outcome}
-        tolerance = float(self.manifest["self_test"]["tolerance"])
-        worst = 0.0
-        for name, expected in self.expected_outputs().items():
-            error = relative_error(results[name], expected)
-            worst = max(worst, error)
-            if not error <= tolerance:
-                raise ArtifactError(
-                    f"the self-test fails: output '{name}' is not what it was when the artifact was made",
-                    where=str(self._path),
-                    expected=f"a difference of at most {tolerance:g} of the output's scale",
-                    found=f"{error:g}" if np.isfinite(error) else "values that are not finite",
-                    hint="compile the model again on this machine",
-                )
-        return worst
+        with self._lock:
+            use_threads(self.threads)
+            return max(function.self_test() for function in self.functions.values())
 
-    def _results(self) -> dict[str, np.ndarray]:
-        _use_threads(self.threads)
-        result = self._run()
-        tensors = [result] if len(self.outputs) == 1 and not _is_sequence(result) else list(result)
-        return {spec.name: np.from_dlpack(tensor) for spec, tensor in zip(self.outputs, tensors, strict=True)}
+    def _advance(
+        self, name: str, arrays: tuple[Any, ...], named: Mapping[str, Any], state: State | None
+    ) -> tuple[Output, State]:
+        role, state = self.role(name), state or State()
+        given = role.check_names(arrays, named, role.first.given)
+        function, sizes = role.choose(given)
+        tokens = streaming.tokens_of(function)
+        streaming.check_room(function, state, tokens)
+        results = self._run(function, given | streaming.start(function, state, sizes), sizes)
+        after = State(state.position + tokens, {key: results.pop(key) for key in function.carried})
+        return _plain(results), after
 
-    def _checked(self, arrays: tuple[Any, ...], named: Mapping[str, Any]) -> list[np.ndarray]:
-        names = [spec.name for spec in self.inputs]
-        signature = ", ".join(map(str, self.inputs))
-        if len(arrays) > len(names):
-            raise InputError("too many inputs", expected=signature, found=f"{len(arrays)} arrays")
-        given = dict(zip(names, arrays, strict=False))
-        for name, value in named.items():
-            if name not in names:
-                raise InputError("no such input", expected=signature, found=f"'{name}'", hint=did_you_mean(name, names))
-            if name in given:
-                raise InputError("an input is given twice", where=name, expected=signature)
-            given[name] = value
-        missing = [name for name in names if name not in given]
-        if missing:
-            raise InputError(
-                "an input is missing", where=missing[0], expected=signature, found=", ".join(given) or "none"
-            )
-        return [_checked_array(spec, given[spec.name]) for spec in self.inputs]
+    def _run(
+        self, function: LoadedFunction, given: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+    ) -> dict[str, np.ndarray]:
+        with self._lock:
+            use_threads(self.threads)
+            function.fill(given)
+            return function.results(sizes)
 
 
 def check_machine(contents: Contents) -> None:
@@ -248,6 +302,8 @@ def check_machine(contents: Contents) -> None:
             found="a processor without them",
             hint="compile the model again on this machine, or for a lower level such as cpu:avx2",
         )
+    if GPU in target:
+        importlib.import_module("codegen.gpu.loading").check_device(target, where)
     here = machine.versions()
     for name in ("tvm", "tvm_ffi"):
         if _release(here[name]) != _release(made_with[name]):
@@ -260,114 +316,44 @@ def check_machine(contents: Contents) -> None:
             )
 
 
+def _memory(contents: Contents) -> Memory:
+    target = contents.manifest["target"]
+    if GPU not in target:
+        return HostMemory()
+    return importlib.import_module("codegen.gpu.loading").open_memory(target, str(contents.path))
+
+
+def _checked(path: str | Path, key: str | Path | None) -> Contents:
+    contents = read(path)
+    if key is not None:
+        _signing().check_signature(contents, key)
+    check_machine(contents)
+    return contents
+
+
+def _signing() -> Any:
+    """Return what checks signatures; it needs a library that loading without a key does not."""
+    try:
+        return importlib.import_module("codegen.signing")
+    except ImportError as error:
+        raise InputError(
+            "signatures cannot be checked here",
+            where="key",
+            expected="the package cryptography",
+            found=str(error),
+            hint="pip install cryptography",
+        ) from error
+
+
+def _usual_threads(contents: Contents) -> int:
+    return min(int(contents.manifest["threads"]), len(machine.available_cpus()))
+
+
 def _release(version: str | None) -> str | None:
     """Return `0.27` of `0.27.0.post1`: patch releases keep the binary interface."""
     return ".".join(version.split(".")[:2]) if version else None
 
 
-def _checked_array(spec: TensorSpec, value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    if array.shape != spec.shape:
-        raise InputError(
-            "an input has the wrong shape",
-            where=spec.name,
-            expected=str(list(spec.shape)),
-            found=str(list(array.shape)),
-            hint="the shape is fixed when the model is compiled",
-        )
-    wanted = np.dtype(spec.dtype)
-    if not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise InputError(
-            "an input has the wrong element type", where=spec.name, expected=str(wanted), found=str(array.dtype)
-        )
-    if wanted.kind in "iu" and array.size:
-        low, high = int(array.min()), int(array.max())
-        limit = np.iinfo(wanted).max if spec.below is None else spec.below - 1
-        floor = np.iinfo(wanted).min if spec.below is None else 0
-        if low < floor or high > limit:
-            raise InputError(
-                "an input has values out of range",
-                where=spec.name,
-                expected=f"{floor} to {limit}",
-                found=f"{low} to {high}",
-            )
-    return array
-
-
-def _aligned(shape: tuple[int, ...], dtype: str | np.dtype) -> np.ndarray:
-    """Allocate an array that starts on a vector boundary; numpy itself promises 16 bytes only."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + ALIGNMENT_BYTES, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _aligned_copy(array: np.ndarray) -> np.ndarray:
-    copy = _aligned(array.shape, array.dtype)
-    np.copyto(copy, array)
-    return copy
-
-
-def _is_sequence(result: Any) -> bool:
-    return not hasattr(result, "__dlpack__")
-
-
-def _bind(contents: Contents, arguments: list[np.ndarray]) -> Callable[[], Any]:
-    """Load the library into a virtual machine and bind all arguments of its function; a call then costs 1-2 us."""
-    ffi = _tvm_ffi()
-    # A private folder that is gone once the library is mapped: nobody can exchange the file, nothing is left behind.
-    folder = tempfile.mkdtemp(prefix="nas-")
-    try:
-        library = Path(folder) / "library.so"
-        library.write_bytes(contents.library)
-        executable = ffi.load_module(str(library))
-    except (OSError, RuntimeError) as error:
-        raise ArtifactError(
-            "the library of the artifact cannot be loaded",
-            where=str(contents.path),
-            found=str(error).strip().splitlines()[-1],
-            hint=f"if {tempfile.gettempdir()} forbids execution or is full, point TMPDIR elsewhere",
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    vm = executable["vm_load_executable"]()
-    vm["vm_initialization"](_KDL_CPU, 0, _POOLED_ALLOCATOR)
-    vm["save_function"]("forward", _BOUND, 1, *(ffi.from_dlpack(array) for array in arguments))
-    return vm[_BOUND]
-
-
-@functools.cache
-def _tvm_ffi() -> ModuleType:
-    """Load the TVM runtime, without the compiler, and return `tvm_ffi` (which loads torch where that is installed)."""
-    # Threads stay where the process put them: bound ones would also pin the caller, and torch with it, to a core.
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    ffi = importlib.import_module("tvm_ffi")
-    spec = importlib.util.find_spec("tvm")
-    folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or ())] if spec else []
-    ffi.libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=folders)
-    return ffi
-
-
-_pools = threading.local()
-
-
-def _use_threads(threads: int) -> None:
-    """Set the size of TVM's thread pool, of which every Python thread has its own.
-
-    The pool is created with a worker for each CPU, so that models of any number of threads can share it: it can use
-    fewer than it has, never more.
-    """
-    if getattr(_pools, "threads", None) == threads:
-        return
-    ffi = _tvm_ffi()
-    cpus = [str(cpu) for cpu in machine.available_cpus()]
-    ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads, cpus)
-    used = ffi.get_global_func("runtime.NumThreads")()
-    if used < threads:
-        raise InputError(
-            "TVM was started with fewer threads in this process",
-            expected=f"{threads} threads",
-            found=str(used),
-            hint=f"set TVM_NUM_THREADS={threads}, or load the artifact before using TVM for anything else",
-        )
-    _pools.threads = threads
+def _plain(results: dict[str, np.ndarray]) -> Output:
+    """Return a single result as it is."""
+    return next(iter(results.values())) if len(results) == 1 else results

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import json
 import math
 import os
@@ -106,6 +107,13 @@ class TuningDatabase:
         if record is None or record.knobs is None:
             return None
         return record.knobs if record.knobs in kernel.knob_space(target.isa) else None
+
+    def identity(self, kernel: str, target: Target) -> str | None:
+        """Return 16 hexadecimal digits that name the record of a workload; None where there is none."""
+        record = self._records.get((kernel, target.fingerprint))
+        if record is None:
+            return None
+        return hashlib.sha256(json.dumps(asdict(record), sort_keys=True).encode()).hexdigest()[:16]
 
     def add(self, record: Record) -> None:
         """Append a record.

@@ -5,7 +5,7 @@ Loading an artifact needs numpy and the TVM runtime only, so nothing heavier is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from codegen.artifact import Artifact
+    from codegen.compile import Source
     from codegen.formats import Exported
     from codegen.runtime import LoadedModel, VerifyReport
     from codegen.targets.base import Target
@@ -42,8 +43,10 @@ def compile(
     opt_level: int | None = None,
     tuning_trials: int | None = None,
     tuning_dir: str | Path | None = None,
-    batch: int | None = None,
-    seq_len: int | None = None,
+    batch: int | Sequence[int] | None = None,
+    seq_len: int | Sequence[int] | None = None,
+    step: bool = False,
+    prefill: bool = False,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Artifact:
@@ -61,8 +64,11 @@ def compile(
         opt_level: 1 takes what is known of each kernel, 3 tunes first; None is 3 where `tuning_trials` is given.
         tuning_trials: Kernel candidates that level 3 measures.
         tuning_dir: Folder of the tuning databases.
-        batch: Sequences in one call, 1 or what a study measured where None.
-        seq_len: Tokens in a sequence, the task's or what a study measured where None.
+        batch: Sequences in one call, 1 or what a study measured where None; a function for each of several.
+        seq_len: Tokens in a sequence, the task's or what a study measured where None; a function for each of several.
+            It is the longest stream, too.
+        step: Whether to add the function for one token and the state before it.
+        prefill: Whether to add the function for a sequence and the state before it.
         seed: Seed of freshly initialised weights.
         progress: Called during tuning with candidates done, candidates in all, and what is tried.
 
@@ -79,15 +85,17 @@ def compile(
         opt_level = 3 if tuning_trials else 1
     if tuning_trials is None:
         tuning_trials = DEFAULT_TUNING_TRIALS if opt_level == 3 else 0
-    shape = {name: size for name, size in (("batch", batch), ("seq_len", seq_len)) if size is not None}
+    sizes = {"batch": _sizes(batch), "seq_len": _sizes(seq_len)}
+    shape = {name: min(those) for name, those in sizes.items() if those}
     graph, own_weights, metadata = _prepare(model, task, shape, weights is None)
+    sources = _sources(model, task, graph, sizes, step=step, prefill=prefill)
     resolved = resolve_target(target, threads)
     if not strassen:
         resolved = resolved.without_strassen()
-    from codegen.compile import compile_graph
+    from codegen.compile import compile_functions
 
-    return compile_graph(
-        graph,
+    return compile_functions(
+        sources,
         _weights(graph, own_weights if weights is None else weights, seed),
         resolved,
         precision=precision,
@@ -148,7 +156,7 @@ def export(
     into = formats.get(format)
     shape = {name: size for name, size in (("batch", batch), ("seq_len", seq_len)) if size is not None}
     graph, own_weights, metadata = _prepare(model, task, shape, weights is None)
-    functions = [graph, _step_graph(model, task, shape)] if step else [graph]
+    functions = [graph, _builder(model, task)(mode="step", max_len=seq_len, **shape)] if step else [graph]
     if precision is not None:
         functions = [with_precision(function, precision) for function in functions]
     resolved = resolve_target(target, threads) if into.NEEDS_TARGET else None
@@ -164,32 +172,39 @@ def export(
     )
 
 
-def load(path: str | Path, *, threads: int | None = None, self_test: bool = True) -> LoadedModel:
+def load(
+    path: str | Path, *, threads: int | None = None, self_test: bool = True, key: str | Path | None = None
+) -> LoadedModel:
     """Load a compiled model; it takes and returns numpy arrays.
 
     Args:
         path: A `.nas` file.
         threads: Threads to run on; as many as it was compiled for where None.
-        self_test: Run it once and compare with the outputs kept inside.
+        self_test: Run each function once and compare with the outputs kept inside.
+        key: File with the public key whose owner must have signed it.
 
     Raises:
-        ArtifactError: The file is damaged, of another format, or not for this machine.
+        ArtifactError: The file is damaged, of another format, not for this machine, or not signed with the key.
         InputError: `threads` does not fit this machine.
     """
     from codegen import runtime
 
-    return runtime.load(path, threads=threads, self_test=self_test)
+    return runtime.load(path, threads=threads, self_test=self_test, key=key)
 
 
-def verify(path: str | Path) -> VerifyReport:
+def verify(path: str | Path, *, key: str | Path | None = None) -> VerifyReport:
     """Check everything about a `.nas` file that can be checked on this machine.
+
+    Args:
+        path: A `.nas` file.
+        key: File with the public key whose owner must have signed it.
 
     Raises:
         ArtifactError: The first thing that is wrong.
     """
     from codegen import runtime
 
-    return runtime.verify(path)
+    return runtime.verify(path, key=key)
 
 
 def get_task(name: str, data: str | Path | None = None, **options: object) -> Task:
@@ -288,19 +303,55 @@ def _prepare(
     )
 
 
-def _step_graph(model: Any, task: str | Task | None, shape: dict[str, Any]) -> Graph:
-    """Return the function of one token, of a trial or an architecture."""
+def _sizes(given: int | Sequence[int] | None) -> list[int]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, int) else list(given)
+
+
+def _sources(
+    model: Any, task: str | Task | None, graph: Graph, sizes: Mapping[str, list[int]], *, step: bool, prefill: bool
+) -> dict[str, Source]:
+    """Return the functions that an artifact of a model gets."""
+    from codegen.artifact import Artifact
+    from codegen.compile import Source
+    from codegen.manifest import FORWARD
+    from ir.serialize import graph_from_json
+
+    if isinstance(model, Artifact):
+        roles = {function.role for function in model.functions.values()}
+        missing = [role for role, wanted in (("step", step), ("prefill", prefill)) if wanted and role not in roles]
+        if missing:
+            raise InputError("the artifact has no such function", where=missing[0], found=", ".join(model.functions))
+        return {
+            name: Source(
+                graph_from_json(function.graph_json),
+                function.role,
+                {spec.name: spec.axes for spec in (*function.inputs, *function.outputs) if spec.axes is not None},
+                function.padded,
+            )
+            for name, function in model.functions.items()
+        }
+    if not (step or prefill) and all(len(those) < 2 for those in sizes.values()):
+        return {FORWARD: Source(graph)}
+    from nas.functions import make_sources
+
+    return make_sources(_builder(model, task), sizes["batch"], sizes["seq_len"], step=step, prefill=prefill)
+
+
+def _builder(model: Any, task: str | Task | None) -> Callable[..., Graph]:
+    """Return what builds the graphs of a trial or an architecture, given keywords of `Architecture.graph`."""
     from nas.trial import Trial
 
     if isinstance(model, Trial):
         assert model.study is not None  # `_prepare` refuses one without
-        context = model.study.evaluator.context(model.architecture, model.number)
-        return context.graph("artifact", mode="step", **(measured_shape(model.study) | shape))
+        study, context = model.study, model.study.evaluator.context(model.architecture, model.number)
+        return lambda **options: context.graph("artifact", **(measured_shape(study) | options))
     if hasattr(model, "graph") and hasattr(model, "to_dict"):
-        return build_graph(model, task, mode="step", **shape)
+        return lambda **options: build_graph(model, task, **options)
     raise InputError(
-        "the step of this model is not known",
-        where="step",
+        "only one function of this model is known",
+        where="step, prefill, batch or seq_len",
         expected="a trial or an architecture",
         found=type(model).__name__,
         hint="a graph of one step can be written by itself",

@@ -167,7 +167,7 @@ class Architecture:
         *,
         batch: int = 1,
         seq_len: int | None = None,
-        mode: Literal["forward", "step"] = "forward",
+        mode: Literal["forward", "step", "prefill"] = "forward",
         max_len: int | None = None,
         expanded: bool = True,
     ) -> Graph:
@@ -177,7 +177,8 @@ class Architecture:
             signature: Inputs and outputs, from the task.
             batch: Sequences or images at once.
             seq_len: Positions at once; the signature's by default.
-            mode: `forward` reads all positions at once, `step` one position and the state before it.
+            mode: `forward` reads all positions at once, `step` one position and the state before it, `prefill` some
+                positions, as many as `seq_len`, and the state before them.
             max_len: Longest stream that `step` may see, for mixers whose state grows; the sequence length by default.
             expanded: Build composite operations out of primitives.
 

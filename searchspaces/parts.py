@@ -195,7 +195,7 @@ class Macro(Component):
         *,
         batch: int = 1,
         seq_len: int | None = None,
-        mode: Literal["forward", "step"] = "forward",
+        mode: Literal["forward", "step", "prefill"] = "forward",
         max_len: int | None = None,
         expanded: bool = True,
     ) -> Graph:

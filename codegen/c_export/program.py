@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from codegen import lower
 from codegen.c_export.plain import aligned, compile_kernels
 from codegen.kernels.base import Array, storage_dtype
 from codegen.memory import MemoryPlan, plan_memory
-from codegen.packing import PackedWeights
+from codegen.packing import Layouts, PackedWeights
 from codegen.selection.select import aliases
 from codegen.selection.state import KernelCall, Static, Table
 from codegen.targets.base import Target
@@ -121,11 +121,11 @@ class _Writer:
         self._params, self._target, self._prefix = params, target, prefix
         self._symbols: dict[str, str] = {}
         self._starts: dict[bytes, int] = {}
-        self._layouts: dict[str, tuple[int, ...]] = {}
+        self._layouts = Layouts(params, target)
 
     def function(self, name: str, lowered: lower.Lowered, graph: Graph) -> Function:
         """Lay out one function, its weights as those of the functions before it where a kernel can read them so."""
-        lowered = self._with_known_layouts(lowered)
+        lowered = self._layouts.fit(lowered)
         packed = PackedWeights(lowered, self._params, self._target)
         places = _Places(lowered, graph)
         calls: list[Call] = []
@@ -138,27 +138,8 @@ class _Writer:
             ]
             results = [places.make(value) for value in call.results]
             calls.append(Call(self._symbol(call, lowered), (*operands, *results)))
-        self._remember_layouts(lowered, packed)
+        self._layouts.remember(lowered, packed)
         return Function(name, tuple(calls), tuple(places.copies()), places.memory_bytes, lower.describe(lowered))
-
-    def _with_known_layouts(self, lowered: lower.Lowered) -> lower.Lowered:
-        """Return other knobs for kernels whose weights are here already, in a layout that those knobs read."""
-        isa, chosen = self._target.isa, dict(lowered.knobs)
-        packed = PackedWeights(lowered, self._params, self._target)
-        for call in lowered.calls:
-            kernel = call.kernel
-            labels = {index: packed.label(operand) for index, operand in _packed_operands(call)}
-            known = {index: self._layouts[label] for index, label in labels.items() if label in self._layouts}
-            for knobs in (chosen[kernel.key], *kernel.knob_space(isa)) if known else ():
-                if all(kernel.packed_shape(index, isa, knobs) == shape for index, shape in known.items()):
-                    chosen[kernel.key] = knobs
-                    break
-        return replace(lowered, knobs=chosen)
-
-    def _remember_layouts(self, lowered: lower.Lowered, packed: PackedWeights) -> None:
-        for call in lowered.calls:
-            for index, operand in _packed_operands(call):
-                self._layouts.setdefault(packed.label(operand), packed.arrays[packed.name(call, index)].shape)
 
     def _symbol(self, call: KernelCall, lowered: lower.Lowered) -> str:
         kernel = call.kernel
@@ -178,15 +159,6 @@ class _Writer:
             self._starts[identity] = len(self.weights)
             self.weights.extend(data)
         return self._starts[identity]
-
-
-def _packed_operands(call: KernelCall) -> list[tuple[int, Static]]:
-    """List the weights of a call that its kernel reads in a layout of its own."""
-    return [
-        (index, operand)
-        for index, operand in enumerate(call.operands)
-        if isinstance(operand, Static) and call.kernel.packs(index)
-    ]
 
 
 class _Places:

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 
 from codegen.c_export.plain import aligned
-from codegen.compile import index_bounds
 from codegen.container import TensorSpec
+from codegen.inputs import index_bounds
 from codegen.kernels.base import storage_dtype
 from ir.cost import STATE_PREFIX
 from ir.errors import CompileError

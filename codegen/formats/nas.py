@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from codegen import targets
-from codegen.compile import compile_graph
+from codegen.compile import Source, compile_functions
 from codegen.formats import Exported
+from codegen.manifest import FORWARD, STEP
 from codegen.targets.base import Target
-from ir.errors import InputError
 from ir.graph import Graph
 from ir.op import Array
 
@@ -28,8 +28,7 @@ def export(
     metadata: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Compile a graph with default options and save it; see `codegen.formats.Format.export`."""
-    if step is not None:
-        raise InputError("the nas format holds one function", where="step", expected="none", found="a step graph")
-    artifact = compile_graph(graph, params, target or targets.get("cpu"), metadata=metadata)
+    sources = {FORWARD: Source(graph)} | ({} if step is None else {STEP: Source(step, STEP)})
+    artifact = compile_functions(sources, params, target or targets.get("cpu"), metadata=metadata)
     artifact.save(path)
     return Exported(path, (path,), path.stat().st_size, artifact.verification_error, artifact.unverified)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from codegen import machine
-from codegen.compile import sample_inputs
 from codegen.container import TOLERANCES, relative_error
+from codegen.inputs import sample_inputs
 from codegen.onnx_export.export import carried, output_names
 from codegen.torch_backend import to_module
 from ir.errors import VerificationError

@@ -52,6 +52,21 @@ def parse_list(text: str, option: str, known: tuple[str, ...] | None = None) -> 
     return list(dict.fromkeys(parts))
 
 
+def parse_numbers(text: str | None, option: str) -> list[int] | None:
+    """Read `1,8` as positive numbers; None where nothing was given.
+
+    Raises:
+        InputError: A part is none.
+    """
+    if text is None:
+        return None
+    parts = parse_list(text, option)
+    for part in parts:
+        if not (part.isascii() and part.isdigit() and int(part) > 0):
+            raise InputError("bad number", where=option, expected="such as 1,2", found=repr(part))
+    return [int(part) for part in parts]
+
+
 def parse_options(texts: list[str], option: str) -> dict[str, Any]:
     """Read `name=value` pairs; a value is a number, true, false or none where it reads as one, else text.
 
@@ -89,10 +104,5 @@ def parse_threads(text: str | None) -> list[int | None]:
     Raises:
         InputError: A part is no positive integer.
     """
-    if text is None:
-        return [None]
-    parts = parse_list(text, "--threads")
-    for part in parts:
-        if not (part.isascii() and part.isdigit() and int(part) > 0):
-            raise InputError("bad number of threads", where="--threads", expected="such as 1,2", found=repr(part))
-    return [int(part) for part in parts]
+    numbers = parse_numbers(text, "--threads")
+    return [None] if numbers is None else [*numbers]

@@ -158,25 +158,26 @@ def _show_run(folder: str, number: int | None, out: Output) -> None:
 def _show_artifact(path: Path, out: Output) -> None:
     from codegen import container
 
-    manifest = container.read(path).manifest
+    manifest = container.open_file(path).manifest
     if out.json:
         out.data(manifest)
         return
-    function = manifest["functions"]["forward"]
-    specs = (("input", function["inputs"]), ("output", function["outputs"]))
+    forward = manifest["functions"]["forward"]
     out.text(f"{path}: {manifest['target']['fingerprint']}, {path.stat().st_size / 1e6:.2f} MB")
-    for role, items in specs:
-        out.text(*(f"  {role:7} {item['name']}: {item['dtype']}{item['shape']}" for item in items))
+    for name, function in manifest["functions"].items():
+        if len(manifest["functions"]) > 1:
+            out.text(f"  {name}")
+        out.text(*_signature_lines(function))
     lines = [
-        ("graph", manifest["graph_hash"][:16]),
-        ("kernels", f"{len(manifest['kernels'])} calls; list them with --kernels"),
+        ("graph", forward["graph_hash"][:16]),
+        ("kernels", f"{len(forward['kernels'])} calls; list them with --kernels"),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items() if version)),
     ]
-    if memory := manifest.get("memory"):
+    if memory := forward["memory"]:
         weights, activations = (memory[key] / 1e6 for key in ("weight_bytes", "activation_bytes"))
         lines.append(("memory", f"{weights:.2f} MB of weights, {activations:.2f} MB of activations"))
-    if manifest["verification_error"] is not None:
-        lines.append(("error", f"{manifest['verification_error']:.1e} of the output's scale, against torch"))
+    if forward["verification_error"] is not None:
+        lines.append(("error", f"{forward['verification_error']:.1e} of the output's scale, against torch"))
     elif "unverified" in manifest["self_test"]:
         lines.append(("error", f"not run: {manifest['self_test']['unverified']}"))
     if latency := manifest["latency"]:
@@ -185,6 +186,17 @@ def _show_artifact(path: Path, out: Output) -> None:
         lines.append(("latency", text))
     out.text(*(f"  {name:8} {value}" for name, value in lines))
     out.text(*(f"  {name:8} {value}" for name, value in manifest["metadata"].items() if isinstance(value, str | int)))
+
+
+def _signature_lines(function: dict[str, Any]) -> list[str]:
+    """Describe what a function takes and gives; what it carries is summed up."""
+    lines: list[str] = []
+    for role in ("input", "output"):
+        for item in function[f"{role}s"]:
+            if item["name"] not in function["carried"]:
+                lines.append(f"  {role:7} {item['name']}: {item['dtype']}{item['shape']}")
+    carried = function["carried"]
+    return lines + ([f"  {'state':7} {len(carried)} array(s), from call to call"] if carried else [])
 
 
 def _show_graph_summary(graph: Graph, out: Output) -> None:
@@ -253,7 +265,7 @@ def _show_kernels(text: str, trial: int | None, pick: str, target: str, threads:
     if is_artifact(text):
         from codegen import container
 
-        title, kernels = text, container.read(text).manifest["kernels"]
+        title, kernels = text, container.open_file(text).manifest["functions"]["forward"]["kernels"]
     else:
         from codegen.compile import describe_kernels
         from nas.api import resolve_target

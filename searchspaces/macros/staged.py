@@ -56,7 +56,7 @@ class Staged(Macro):
         *,
         batch: int = 1,
         seq_len: int | None = None,
-        mode: Literal["forward", "step"] = "forward",
+        mode: Literal["forward", "step", "prefill"] = "forward",
         max_len: int | None = None,
         expanded: bool = True,
     ) -> Graph:
@@ -67,7 +67,7 @@ class Staged(Macro):
             expected = "none, but for forecasts of a series"
             raise InputError("no series to normalise", where="macro.normalise", expected=expected, found=self.normalise)
         parts = resolve_model(model, signature)
-        assembly = Assembly(Builder(), parts, signature, expanded or mode == "step", self)
+        assembly = Assembly(Builder(), parts, signature, expanded or mode != "forward", self)
         if mode == "forward":
             return assembly.forward(batch, _resized(signature, seq_len))
         if not model.causal or signature.output != "next_token":
@@ -77,7 +77,8 @@ class Staged(Macro):
                 expected="a causal model with output next_token",
                 found=f"{'causal' if model.causal else 'bidirectional'}, {signature.output}",
             )
-        return assembly.step(batch, max_len or signature.seq_len)
+        tokens = 1 if mode == "step" else seq_len or signature.seq_len
+        return assembly.step(batch, tokens, max_len or signature.seq_len)
 
     def require_fit(self, model: ModelConfig, signature: Signature) -> None:
         """Raise an InputError for a model that this macro cannot build; here none."""
@@ -183,9 +184,9 @@ class Assembly:
         shift = b.mean(series, 1, keepdims=True)
         return shift, b.sqrt(b.mean(b.square(series - shift), 1, keepdims=True) + _LEAST_VARIANCE)
 
-    def step(self, batch: int, max_len: int) -> Graph:
-        """The graph that reads one token and the state before it."""
-        tokens = self.b.input("tokens", (batch, 1), "int32")
+    def step(self, batch: int, length: int, max_len: int) -> Graph:
+        """The graph that reads some tokens, one or more, and the state before them."""
+        tokens = self.b.input("tokens", (batch, length), "int32")
         stream = Stream(self.b.input("position", (), "int32"), max_len)
         logits = self._model(tokens, stream)
         return self.b.build(**{self.signature.output_name: logits}, **stream.states)

@@ -48,11 +48,11 @@ class Tnt(Macro):
         *,
         batch: int = 1,
         seq_len: int | None = None,
-        mode: Literal["forward", "step"] = "forward",
+        mode: Literal["forward", "step", "prefill"] = "forward",
         max_len: int | None = None,
         expanded: bool = True,
     ) -> Graph:
-        if mode == "step" or signature.modality != "image" or len(model.stages) != 1 or signature.condition:
+        if mode != "forward" or signature.modality != "image" or len(model.stages) != 1 or signature.condition:
             expected = "images, one stage, no streaming and no condition"
             raise InputError("the macro tnt cannot build this model", where="macro", expected=expected)
         if batch < 1 or seq_len not in (None, signature.positions):

@@ -74,7 +74,7 @@ class DepthwiseConv(TokenMixer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         recent = b.concat(1, state["recent"], self._input(b, x))
         y = self._output(b, self._convolve(b, recent, 0, 0), x.shape[-1])
-        return y, {"recent": b.slice(recent, 1, 1, self.kernel_size)}
+        return y, {"recent": b.slice(recent, 1, x.shape[1], recent.shape[1])}
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         u = reference.ACTIVATIONS[self.activation](x @ params["in"]) if self.pointwise else x

@@ -100,8 +100,10 @@ class LinearAttention(TokenMixer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v = self._project(b, x)
         o, last = b.outer_scan(q, k, v, state=state["memory"], form=self.form)
-        total = state["total"] + k
-        return self._output(b, q, o, total), {"memory": last, "total": total}
+        count = x.shape[1]
+        total = state["total"] + (k if count == 1 else b.cumsum(k, 1))
+        newest = total if count == 1 else b.slice(total, 1, count - 1, count)
+        return self._output(b, q, o, total), {"memory": last, "total": newest}
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         phi = {"elu": _elu_plus_one, "relu": _relu, "softmax": reference.softmax}[self.feature_map]

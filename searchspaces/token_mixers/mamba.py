@@ -96,7 +96,8 @@ class Mamba(TokenMixer):
         u, z = (b.linear(x, name, (inner,)) for name in ("input", "gate"))
         recent = b.concat(1, state["conv"], u)
         o, last = self._scan(b, self._convolve(b, recent, 0), x.shape[-1], state["memory"])
-        return self._output(b, o, z, x.shape[-1]), {"conv": b.slice(recent, 1, 1, self.conv_width), "memory": last}
+        newest = b.slice(recent, 1, x.shape[1], recent.shape[1])
+        return self._output(b, o, z, x.shape[-1]), {"conv": newest, "memory": last}
 
     def reference(self, params: Mapping[str, Array], x: Array) -> Array:
         u, z = x @ params["input"], x @ params["gate"]

@@ -248,7 +248,7 @@ class SoftmaxAttention(TokenMixer):
             padding = ((size - 1 - after, after),)
             if recent is not None:
                 y = b.concat(1, recent[f"{name}_recent"], y)
-                recent[f"{name}_recent"] = b.slice(y, 1, 1, size)
+                recent[f"{name}_recent"] = b.slice(y, 1, y.shape[1] - size + 1, y.shape[1])
                 padding = ((0, 0),)
             y = b.conv(y, kernel, padding=padding, groups=channels)
         return b.split_heads(y, axes[0].size)

@@ -1,8 +1,10 @@
 """Artifact files: what is written is what is read, and what is damaged is refused."""
 
 import errno
+import hashlib
 import json
 import os
+import struct
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,8 @@ import numpy as np
 import pytest
 
 from codegen import artifact as artifacts
-from codegen import container, runtime
+from codegen import container, manifest, runtime, tensors
 from codegen.artifact import Artifact
-from codegen.container import MEMBERS
 from ir.errors import ArtifactError, CompileError, StorageError
 from tests.codegen import tiny_artifact
 
@@ -28,6 +29,12 @@ def tiny() -> Artifact:
 def saved(tiny: Artifact, tmp_path: Path) -> Path:
     """The small artifact as a file."""
     return tiny.save(tmp_path / "tiny.nas")
+
+
+def unpack(path: Path) -> dict[str, bytes]:
+    """Return the members of a file, in order."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def test_artifact_reads_back_as_written(tiny: Artifact, saved: Path):
@@ -65,8 +72,10 @@ def test_artifact_weights_keep_call_order(tiny: Artifact, tmp_path: Path):
         "m": np.array(4.0, np.float16),
         "b": np.array([True, False]),
     }
-    again = artifacts.read(replace(tiny, weights=weights).save(tmp_path / "order.nas"))
-    assert list(again.weights) == ["z", "a", "m", "b"]
+    again = artifacts.read(
+        tiny_artifact.with_forward(replace(tiny, weights=weights), weights=tuple(weights)).save(tmp_path / "order.nas")
+    )
+    assert list(again.forward.weights) == ["z", "a", "m", "b"]
     for name, array in weights.items():
         assert again.weights[name].dtype == array.dtype
         assert again.weights[name].shape == array.shape
@@ -76,23 +85,25 @@ def test_artifact_weights_keep_call_order(tiny: Artifact, tmp_path: Path):
 def test_artifact_stores_equal_parameters_once(tiny: Artifact, saved: Path):
     """A parameter that no kernel wants packed is not stored a second time."""
     with zipfile.ZipFile(saved) as archive:
-        stored = container.parse_safetensors(archive.read("parameters.safetensors"))
+        stored = tensors.read_tensors(archive.read("parameters.safetensors"))
     assert set(tiny.parameters) - set(stored) == {"w"}
 
 
 def test_artifact_is_stored_uncompressed(saved: Path):
     """All members are there, stored as they are."""
     with zipfile.ZipFile(saved) as archive:
-        assert tuple(archive.namelist()) == MEMBERS
+        assert set(archive.namelist()) == {"manifest.json", *manifest.REQUIRED_MEMBERS}
         assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("member", ["manifest.json", *manifest.REQUIRED_MEMBERS])
 def test_artifact_with_flipped_byte_in_member_is_refused(saved: Path, member: str):
     """A flipped byte at the start, the middle or the end of any member is found."""
     with zipfile.ZipFile(saved) as archive:
         info = archive.getinfo(member)
-    start = info.header_offset + 30 + len(member)  # 30: fixed part of a local file header
+    data = saved.read_bytes()
+    start = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))  # name and padding
+    assert start % 64 == 0
     for offset in (start, start + info.file_size // 2, start + info.file_size - 1):
         with pytest.raises(ArtifactError, match="damaged"):
             runtime.load(tiny_artifact.damaged_copy(saved, offset))
@@ -116,10 +127,12 @@ def test_artifact_cut_short_is_refused(saved: Path, share: float):
         artifacts.read(saved)
 
 
-def test_artifact_with_foreign_member_is_refused(tiny: Artifact, saved: Path, monkeypatch: pytest.MonkeyPatch):
+def test_artifact_with_foreign_member_is_refused(tiny: Artifact, saved: Path):
     """A member that is not the one the manifest describes is named, even where the file's own checksum is right."""
-    monkeypatch.setattr(artifacts, "_manifest", lambda *_: {"format_version": 1, "sha256": dict.fromkeys(MEMBERS, "0")})
-    tiny.save(saved)
+    library = hashlib.sha256(tiny.library).hexdigest()
+    members = unpack(saved)
+    members["manifest.json"] = members["manifest.json"].replace(library.encode(), b"0" * 64)
+    artifacts.write_members(saved, members)
     with pytest.raises(ArtifactError, match=r"library\.so"):
         runtime.load(saved)
 
@@ -179,7 +192,7 @@ def test_artifact_path_below_a_file_is_a_storage_error(tiny: Artifact, saved: Pa
 def test_artifact_with_unfit_example_is_refused(tiny: Artifact):
     """An artifact whose self-test does not fit its signature is never made."""
     with pytest.raises(CompileError, match="does not fit"):
-        replace(tiny, example_inputs={"x": tiny.example_inputs["x"]})
+        tiny_artifact.with_forward(tiny, example_inputs={"x": tiny.example_inputs["x"]})
     with pytest.raises(CompileError, match="element type"):
         replace(tiny, weights={"w": np.zeros(3, np.complex64)})
 
@@ -187,8 +200,45 @@ def test_artifact_with_unfit_example_is_refused(tiny: Artifact):
 def test_artifact_manifest_is_plain_json(saved: Path):
     """The manifest says what the file is without this project's code."""
     with zipfile.ZipFile(saved) as archive:
-        manifest = json.loads(archive.read("manifest.json"))
-    assert manifest["format_version"] == 1
-    assert manifest["functions"]["forward"]["weights"] == ["w"]
-    assert manifest["functions"]["forward"]["inputs"][0] == {"name": "x", "shape": [4, 8], "dtype": "float32"}
-    assert set(manifest["sha256"]) == set(MEMBERS) - {"manifest.json"}
+        described = json.loads(archive.read("manifest.json"))
+    assert described["format_version"] == 1
+    assert described["functions"]["forward"]["weights"] == ["w"]
+    assert described["functions"]["forward"]["inputs"][0] == {"name": "x", "shape": [4, 8], "dtype": "float32"}
+    assert set(described["members"]) == set(manifest.REQUIRED_MEMBERS)
+
+
+def test_artifact_arrays_are_aligned_views_of_the_file(saved: Path):
+    """Nothing is copied: arrays lie in the mapping, at multiples of 64 bytes, and may be read by vector loads."""
+    contents = container.read(saved)
+    mapped = np.frombuffer(contents.member("weights.safetensors"), np.uint8)
+    for array in (*contents.weights.values(), *contents.expected.values(), *contents.parameters.values()):
+        assert array.ctypes.data % 64 == 0
+        assert not array.flags.owndata
+    assert np.shares_memory(contents.weights["w"], mapped)
+
+
+def test_artifact_keeps_members_that_it_does_not_know(tiny: Artifact, tmp_path: Path):
+    """Further members are read back; names that could lead out of a folder cannot be written."""
+    extras = {"kernels/source.cu": b"// nothing", "notes.txt": b""}
+    path = replace(tiny, extras=extras).save(tmp_path / "extras.nas")
+    assert artifacts.read(path).extras == extras
+    for name in ("../x", "/x", "a//b", "", "x" * 300, "manifest.json"):
+        with pytest.raises(CompileError, match="cannot be written"):
+            replace(tiny, extras={name: b""}).save(tmp_path / "bad.nas")
+
+
+def test_artifact_that_requires_something_unknown_is_refused(saved: Path):
+    """A later writer can say that a reader of today does not understand the file."""
+    members = unpack(saved)
+    members["manifest.json"] = members["manifest.json"].replace(b'"requires": []', b'"requires": ["wings"]')
+    artifacts.write_members(saved, members)
+    with pytest.raises(ArtifactError, match="does not know") as caught:
+        runtime.load(saved)
+    assert caught.value.found == "wings"
+
+
+def test_artifact_of_two_alike_functions_is_never_made(tiny: Artifact, tmp_path: Path):
+    """Functions of one role are told apart by their sizes."""
+    twice = replace(tiny, functions={"forward": tiny.forward, "again": tiny.forward})
+    with pytest.raises(CompileError, match="in other sizes each"):
+        twice.save(tmp_path / "twice.nas")

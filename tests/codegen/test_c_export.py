@@ -16,8 +16,8 @@ from codegen import targets, toolchain
 from codegen.c_export import export as c_folder
 from codegen.c_export.example import COMPILE_LINE
 from codegen.c_export.export import MANIFEST, CFolder, export
-from codegen.compile import sample_inputs
 from codegen.container import TOLERANCES, relative_error
+from codegen.inputs import sample_inputs
 from ir.builder import Builder
 from ir.errors import CompileError, InputError, VerificationError
 from ir.graph import Graph

@@ -12,7 +12,8 @@ import pytest
 from codegen import comparison, peers, targets
 from codegen.artifact import Artifact
 from codegen.comparison import Case, Outcome
-from codegen.compile import compile_graph, sample_inputs
+from codegen.compile import compile_graph
+from codegen.inputs import sample_inputs
 from ir.builder import Builder
 from ir.errors import KernelCrash, KernelTimeout, NasError, VerificationError
 from ir.initializers import initialize

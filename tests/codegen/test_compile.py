@@ -11,8 +11,9 @@ from hypothesis import Phase, assume, given, settings
 
 from codegen import lower, runtime, targets
 from codegen.artifact import Artifact
-from codegen.compile import TOLERANCE, compile_graph, describe_kernels, index_bounds, sample_inputs
+from codegen.compile import TOLERANCE, compile_graph, describe_kernels
 from codegen.container import relative_error
+from codegen.inputs import index_bounds, sample_inputs
 from codegen.tuning import TuningDatabase
 from ir.builder import Builder
 from ir.errors import CompileError, GraphError, KernelCrash, KernelTimeout, TargetUnavailable, VerificationError

@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from codegen import _tvm, targets
 from codegen._tvm import relax
-from codegen.artifact import Artifact, describe_target
+from codegen.artifact import Artifact, Function, describe_target
 from codegen.container import TensorSpec
 
 ROWS, INNER, COLUMNS = 4, 8, 16
@@ -58,24 +59,33 @@ def make(outputs: int = 2, *, logarithm: bool = False) -> Artifact:
             total = np.log(total)
     names: Sequence[str] = ("sum", "positive")[:outputs]
     arrays = (total, np.maximum(total, 0))
-    return Artifact(
-        library=library(outputs, logarithm=logarithm),
-        weights={"w": w},
-        parameters={"w": w, "unpacked": w.T},
-        graph_json='{"format_version": 1}',
-        graph_hash="0" * 64,
+    forward = Function(
         inputs=(
             TensorSpec("x", (ROWS, INNER), "float32"),
             TensorSpec("ids", (ROWS, 1), "int32", below=VOCABULARY),
         ),
         outputs=tuple(TensorSpec(name, (ROWS, COLUMNS), "float32") for name in names),
+        weights=("w",),
+        graph_json='{"format_version": 1}',
+        graph_hash="0" * 64,
         example_inputs={"x": x, "ids": ids},
         expected_outputs=dict(zip(names, arrays, strict=False)),
-        target=describe_target(targets.get("cpu", threads=1)),
-        threads=1,
         verification_error=1e-7,
         kernels=({"node": "matmul", "kernel": "default"},),
     )
+    return Artifact(
+        library=library(outputs, logarithm=logarithm),
+        functions={"forward": forward},
+        weights={"w": w},
+        parameters={"w": w, "unpacked": w.T},
+        target=describe_target(targets.get("cpu", threads=1)),
+        threads=1,
+    )
+
+
+def with_forward(artifact: Artifact, **fields: Any) -> Artifact:
+    """Change what the artifact says of its function `forward`."""
+    return replace(artifact, functions={"forward": replace(artifact.forward, **fields)})
 
 
 def damaged_copy(path: Path, offset: int) -> Path:

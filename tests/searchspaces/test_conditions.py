@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from codegen import runtime, targets
-from codegen.compile import compile_graph, sample_inputs, torch_outputs
+from codegen.compile import compile_graph, torch_outputs
+from codegen.inputs import sample_inputs
 from codegen.torch_backend import to_module
 from ir.cost import profile
 from ir.errors import InputError

@@ -1,0 +1,171 @@
+"""Several functions in one library: the same kernels and the same weights once, whichever functions use them.
+
+Runs in a worker process, as `codegen.lower` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codegen import lower
+from codegen._tvm import relax, tvm
+from codegen.cache import LibraryCache
+from codegen.cross import linker, run_library, why_not_run
+from codegen.kernels.base import Array, storage_dtype
+from codegen.lower import Built, Lowered
+from codegen.manifest import FORWARD
+from codegen.memory import plan_memory
+from codegen.packing import Layouts, PackedWeights
+from codegen.targets.base import Target
+from codegen.tuning import TuningDatabase
+from ir.graph import Graph
+
+
+@dataclass(frozen=True)
+class BuiltFunction:
+    """One function of a library.
+
+    Attributes:
+        weights: Names of the arrays that it takes after its inputs, in order.
+        kernels: One record a kernel call, see `lower.describe`.
+        memory: Bytes of weights and activations, see `MemoryPlan.describe`.
+    """
+
+    weights: Sequence[str]
+    kernels: Sequence[Mapping[str, Any]]
+    memory: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A library with its functions and the weights of all of them.
+
+    Attributes:
+        library: Bytes of the shared library.
+        weights: Arrays by name.
+        functions: Functions by name.
+        extras: Further members of an artifact, such as sources of kernels.
+    """
+
+    library: bytes
+    weights: Mapping[str, Array]
+    functions: Mapping[str, BuiltFunction]
+    extras: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+
+    @classmethod
+    def of(cls, built: Built) -> BuiltModel:
+        """Return a library that has one function."""
+        function = BuiltFunction(tuple(built.weights), built.kernels, built.memory)
+        return cls(built.library, built.weights, {FORWARD: function})
+
+
+def build_and_run(
+    graphs: Mapping[str, Graph],
+    params: Mapping[str, Array],
+    target: Target,
+    database: TuningDatabase,
+    inputs: Mapping[str, Mapping[str, Array]],
+) -> tuple[BuiltModel, dict[str, dict[str, Array]] | None]:
+    """Generate one library of graphs that share parameters, and run each function once.
+
+    Returns:
+        What was built, and the outputs by function and name; None where the code cannot be run here.
+
+    Raises:
+        CompileError: A node has no kernel, or TVM or the linker refuses.
+        TargetUnavailable: There is no cross compiler.
+    """
+    if target.is_foreign:
+        linker(target)  # rather now than after the work
+    built = build(graphs, params, target, database)
+    if target.is_foreign:
+        return built, None if why_not_run(target) else _run_elsewhere(built, graphs, inputs, target)
+    return built, _run_here(built, graphs, inputs)
+
+
+def build(
+    graphs: Mapping[str, Graph], params: Mapping[str, Array], target: Target, database: TuningDatabase
+) -> BuiltModel:
+    """Generate one library of graphs, or take it from the cache beside the database."""
+    layouts = Layouts(params, target)
+    parts: dict[str, tuple[Lowered, PackedWeights]] = {}
+    keys: list[tuple[str, str]] = []
+    for name, graph in graphs.items():
+        lowered = layouts.fit(lower.lower(graph, target, database))
+        packed = PackedWeights(lowered, params, target)
+        keys.append((name, lower.program(lowered, packed).key(target)))
+        layouts.remember(lowered, packed)
+        parts[name] = lowered, packed
+    cache, key = LibraryCache(database.path.parent / "libraries"), hashlib.sha256(json.dumps(keys).encode()).hexdigest()
+    library = cache.get(key)
+    if library is None:
+        library = lower.make_library(parts, target)
+        cache.put(key, library)
+    weights = SharedWeights()
+    functions = {
+        name: BuiltFunction(
+            tuple(weights.add(own, array) for own, array in packed.arrays.items()),
+            lower.describe(lowered),
+            plan_memory(lowered.graph, lowered.calls).describe(packed.arrays),
+        )
+        for name, (lowered, packed) in parts.items()
+    }
+    return BuiltModel(library, weights.arrays, functions)
+
+
+class SharedWeights:
+    """Arrays by name, equal ones once."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Array] = {}
+        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def add(self, name: str, array: Array) -> str:
+        """Return the name of an array, under its own name's last part and the next number where it is new."""
+        identity = array.dtype.name, array.shape, hashlib.sha256(array.tobytes()).digest()
+        if identity not in self._names:
+            unique = f"{len(self.arrays)}.{name.partition('.')[2]}"
+            self._names[identity] = unique
+            self.arrays[unique] = array
+        return self._names[identity]
+
+
+def _run_here(
+    built: BuiltModel, graphs: Mapping[str, Graph], inputs: Mapping[str, Mapping[str, Array]]
+) -> dict[str, dict[str, Array]]:
+    with tempfile.TemporaryDirectory(prefix="nas-") as folder:
+        path = Path(folder) / "library.so"
+        path.write_bytes(built.library)
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+    # The code may end this process: the file that it was loaded from is gone by then.
+    found: dict[str, dict[str, Array]] = {}
+    for name, graph in graphs.items():
+        result = machine[name](*(tvm.runtime.tensor(array) for array in _arguments(built, name, graph, inputs[name])))
+        tensors = [result] if len(graph.outputs) == 1 else list(result)
+        found[name] = {key: tensor.numpy() for (key, _), tensor in zip(graph.outputs, tensors, strict=True)}
+    return found
+
+
+def _run_elsewhere(
+    built: BuiltModel, graphs: Mapping[str, Graph], inputs: Mapping[str, Mapping[str, Array]], target: Target
+) -> dict[str, dict[str, Array]]:
+    found: dict[str, dict[str, Array]] = {}
+    for name, graph in graphs.items():
+        kinds = {key: graph.type_of(value) for key, value in graph.outputs}
+        outputs = {key: (kind.shape, storage_dtype(kind.dtype)) for key, kind in kinds.items()}
+        arguments = _arguments(built, name, graph, inputs[name])
+        found[name] = run_library(built.library, arguments, outputs, target.threads, name)
+    return found
+
+
+def _arguments(built: BuiltModel, name: str, graph: Graph, inputs: Mapping[str, Array]) -> list[Array]:
+    weights = [built.weights[key] for key in built.functions[name].weights]
+    return [*(np.asarray(inputs[key]) for key in graph.inputs), *weights]
