@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.bench-installed
 CROSSCHECK_STAMP := $(VENV)/.crosscheck-installed
+GPU_STAMP := $(VENV)/.gpu-installed
 CROSS_RUNTIME := $(VENV)/aarch64
 CROSS_PACKAGES := g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
@@ -26,7 +27,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all crosscheck check format bench-deps cross-deps clean distclean FORCE
+.PHONY: help setup demo test test-all crosscheck check format bench-deps cross-deps gpu-deps cuda-deps clean distclean FORCE
 
 help:
 	@echo 'make demo        set up, then search a small space of language models and compile its Pareto front'
@@ -37,6 +38,8 @@ help:
 	echo 'make format      rewrite the sources as the formatter wants them'
 	echo 'make bench-deps  install what `nas bench --against onnxruntime,openvino` needs'
 	echo 'make cross-deps  install what compiles for 64-bit Arm and runs the result here: a compiler, an emulator, a runtime'
+	echo 'make gpu-deps    install what runs OpenCL kernels here: a platform on the processor, and its Python binding'
+	echo 'make cuda-deps   install what compiles for NVIDIA GPUs here, no GPU needed: the CUDA compiler, 280 MB'
 	echo 'make clean       remove caches; `make distclean` removes $(VENV) too; neither touches runs/'
 
 setup: $(STAMP)
@@ -47,7 +50,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(TEST_FLAGS)
 
-test-all: $(CROSSCHECK_STAMP) cross-deps
+test-all: $(CROSSCHECK_STAMP) cross-deps gpu-deps
 	@$(BIN)/python -m pytest $(TEST_FLAGS) -m ''
 
 crosscheck: $(CROSSCHECK_STAMP)
@@ -93,6 +96,17 @@ cross-deps: $(STAMP)
 	  fi
 	fi
 
+# Tests of OpenCL skip, saying so, without these; so nothing here is an error.
+gpu-deps: $(STAMP)
+	@if [ ! -e $(GPU_STAMP) ] || [ requirements-gpu.lock -nt $(GPU_STAMP) ]; then
+	  if $(PIP_INSTALL) --no-deps -r requirements-gpu.lock | $(LESS_NOISE); then touch $(GPU_STAMP)
+	  else echo 'Left out: the packages could not be installed'; fi
+	fi
+
+# `nas compile --target cuda` names this target where there is no nvcc; tests skip, saying so.
+cuda-deps: $(STAMP)
+	@$(PIP_INSTALL) --no-deps -r requirements-cuda.lock | $(LESS_NOISE)
+
 clean:
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks build dist *.egg-info
 	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
@@ -121,7 +135,7 @@ $(STAMP): requirements.lock pyproject.toml
 	flock --nonblock 9 || { echo 'Waiting for another set-up of this folder to end'; flock 9; }
 	if [ "$$(cat $(STAMP) 2>/dev/null)" = '$(CURDIR)' ] && [ $(STAMP) -nt requirements.lock ] \
 	    && [ $(STAMP) -nt pyproject.toml ]; then exit 0; fi
-	rm -f $(STAMP) $(BENCH_STAMP) $(CROSSCHECK_STAMP)
+	rm -f $(STAMP) $(BENCH_STAMP) $(CROSSCHECK_STAMP) $(GPU_STAMP)
 
 	if [ -e $(VENV)/.installing ] || ! head -n 2 $(BIN)/pip 2>/dev/null | grep -qF '$(CURDIR)/$(BIN)/' \
 	    || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then

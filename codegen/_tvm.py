@@ -6,11 +6,15 @@ here: the runtime alone is enough for that, and `codegen.runtime` loads it by it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from tvm_ffi import structural_walk
 
 if TYPE_CHECKING:
     # TVM's annotations say less than they seem to (its expressions have no operators there), so type checkers see Any.
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
     relax: Any
     te: Any
     tir_builder: Any
-    tirx: Any
+    tirx: Any = None  # used at import
     topi: Any
     tvm: Any
 
@@ -50,9 +54,13 @@ else:
     from tvm.tirx.script import builder as tir_builder
 
 __all__ = [
+    "DEVICE_CONFIG",
+    "DEVICE_PIPELINE",
     "KERNEL_ATTRIBUTE",
     "TIR_PIPELINE",
+    "WORKLOAD_ATTRIBUTE",
     "Buffer",
+    "DeviceKernel",
     "Expr",
     "IRBuilder",
     "IRModule",
@@ -65,6 +73,7 @@ __all__ = [
     "device_array",
     "flatten_kernels",
     "pointer_type",
+    "recorded_kernels",
     "relax",
     "te",
     "tir_builder",
@@ -79,6 +88,50 @@ TIR_PIPELINE: Final = "nas_kernels"
 
 KERNEL_ATTRIBUTE: Final = "nas.kernel"
 """Function attribute of a generated kernel: fully lowered already, free of blocks and of loops to transform."""
+
+DEVICE_CONFIG: Final[dict[str, Any]] = {"tirx.UnrollLoop": {"explicit_unroll": False}}
+"""Options of a `PassContext` for graphics processors: what loops to write out is left to the device's compiler."""
+
+DEVICE_PIPELINE: Final = "nas_device"
+"""Name of the TIR pipeline for graphics processors, TVM's own, which notes down kernels for `recorded_kernels`."""
+
+WORKLOAD_ATTRIBUTE: Final = "nas.workload"
+"""Function attribute with the key of the workload that a function of a graphics processor computes."""
+
+
+@dataclass(frozen=True)
+class DeviceKernel:
+    """A kernel of a graphics processor as it is started.
+
+    Attributes:
+        workload: Key of the workload that it computes, alone or with others that follow it.
+        name: In the device's source.
+        arguments: Names of its buffers, in order: those that the generator gave the operands.
+        grid: Work-groups along x, y and z.
+        block: Threads of a work-group along x, y and z.
+        shared_bytes: Memory that the threads of a work-group share.
+    """
+
+    workload: str
+    name: str
+    arguments: tuple[str, ...]
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+
+
+_RECORDS: Final[list[list[DeviceKernel]]] = []
+
+
+@contextmanager
+def recorded_kernels() -> Iterator[list[DeviceKernel]]:
+    """Collect the kernels of what is compiled inside through `DEVICE_PIPELINE`, in the order of their functions."""
+    kernels: list[DeviceKernel] = []
+    _RECORDS.append(kernels)
+    try:
+        yield kernels
+    finally:
+        _RECORDS.remove(kernels)
 
 
 def device_array(array: np.ndarray) -> Any:
@@ -156,4 +209,55 @@ def _kernel_pipeline() -> tuple[Any, Any, Any]:
     return pipeline, finalize_host, finalize_device
 
 
+def _device_pipeline() -> tuple[Any, Any, Any]:
+    """Lower by TVM's default pipeline and note down the kernels that come out."""
+    default, finalize_host, finalize_device = _pipelines.get_tir_pipeline("default")
+
+    @tvm.transform.module_pass(opt_level=0)
+    def pipeline(module: Any, _context: Any) -> Any:
+        lowered = default(module)
+        if _RECORDS:
+            workloads = {name.name_hint: f.attrs.get(WORKLOAD_ATTRIBUTE, "") for name, f in module.functions.items()}
+            kernels = [f for f in lowered.functions.values() if "tirx.kernel_launch_params" in f.attrs]
+            _RECORDS[-1].extend(_read_kernel(kernel, workloads) for kernel in kernels)
+        return lowered
+
+    return pipeline, finalize_host, finalize_device
+
+
+def _read_kernel(function: PrimFunc, workloads: Mapping[str, str]) -> DeviceKernel:
+    """Read how a lowered kernel is started off its text of threads and allocations."""
+    extents: dict[str, int] = {}
+    shared: list[int] = []
+
+    def thread(node: Any) -> None:
+        if node.attr_key == "thread_extent":
+            extents[str(node.node.thread_tag)] = int(node.value)
+
+    def allocation(node: Any) -> None:
+        if str(node.buffer.scope()).startswith("shared"):
+            elements = 1
+            for size in node.buffer.shape:
+                elements *= int(size)
+            shared.append(elements * (node.buffer.dtype.bits // 8))
+
+    structural_walk(function.body, [(tirx.AttrStmt, thread), (tirx.AllocBuffer, allocation)])
+
+    def along(kind: str) -> tuple[int, int, int]:
+        x, y, z = (extents.get(f"{kind}.{axis}", 1) for axis in "xyz")
+        return x, y, z
+
+    arguments = tuple(str(param.name).removesuffix("_ptr") for param in function.params)
+    name = str(function.attrs["global_symbol"])
+    workload = workloads.get(re.sub(r"_kernel(_\d+)?$", "", name), "")
+    return DeviceKernel(str(workload), name, arguments, along("blockIdx"), along("threadIdx"), sum(shared))
+
+
+def _round_to_even(call: Any) -> Any:
+    """Metal calls it rint."""
+    return tirx.call_pure_extern(call.ty, "rint", *call.args)
+
+
+tirx.register_intrin_lowering("tirx.nearbyint", target="metal", f=_round_to_even, level=99)
 _pipelines.register_tir_pipeline(TIR_PIPELINE, _kernel_pipeline)
+_pipelines.register_tir_pipeline(DEVICE_PIPELINE, _device_pipeline)

@@ -26,6 +26,10 @@ import numpy as np
 
 from codegen import machine, runtime
 from codegen.container import read
+from codegen.gpu.cuda.timing import GpuTiming
+from codegen.gpu.loading import stopwatch
+from codegen.manifest import GPU
+from codegen.watch import HostWatch, reference_kernel, time_call
 from codegen.workers import Worker
 from ir.errors import InputError, KernelTimeout, MeasurementError, StorageError
 
@@ -97,6 +101,7 @@ def measure_latency(
     min_rounds: int = 10,
     max_seconds: float = 10.0,
     target_interval: float = 0.02,
+    gpu: GpuTiming | None = None,
 ) -> Latency:
     """Time an artifact on its own inputs; as `measure_together` with one artifact.
 
@@ -106,6 +111,7 @@ def measure_latency(
         min_rounds: Rounds to take at least, unless time is up.
         max_seconds: Time for the rounds; what is not narrow by then is marked noisy.
         target_interval: Width of the median's 95 % interval, relative to the median, at which to stop.
+        gpu: How models for a GPU are timed; as graphs with a warm cache when omitted.
     """
     [latency] = measure_together(
         [artifact_path],
@@ -113,6 +119,7 @@ def measure_latency(
         min_rounds=min_rounds,
         max_seconds=max_seconds,
         target_interval=target_interval,
+        gpu=gpu,
     )
     return latency
 
@@ -124,6 +131,7 @@ def measure_together(
     min_rounds: int = 10,
     max_seconds: float = 20.0,
     target_interval: float = 0.02,
+    gpu: GpuTiming | None = None,
 ) -> list[Latency]:
     """Time several artifacts in turns until the intervals of their medians part.
 
@@ -136,6 +144,7 @@ def measure_together(
         min_rounds: Rounds of everyone, unless time is up; six are taken whatever the time.
         max_seconds: Time for the rounds, after which what overlaps stays so.
         target_interval: Width of an interval, relative to its median, above which a model goes on in any case.
+        gpu: How models for a GPU are timed: by device events, as graphs with a warm cache when omitted.
 
     Returns:
         A record for each artifact.
@@ -155,7 +164,7 @@ def measure_together(
         # Far more than the time for rounds: six of slow models may take longer.
         timeout_s = 4 * max_seconds + _GRACE_S
         rounds, references, cpu_share = worker.call(
-            _measure, paths, count, min_rounds, max_seconds, target_interval, timeout_s=timeout_s
+            _measure, paths, count, min_rounds, max_seconds, target_interval, gpu or GpuTiming(), timeout_s=timeout_s
         )
     seconds = (time.monotonic() - clock) / len(paths)
     summaries = [_summarize(own, references, target_interval, count, started, seconds) for own in rounds]
@@ -249,20 +258,6 @@ def unsettled(samples: Sequence[Sequence[float]], target_interval: float) -> lis
     return sorted(found)
 
 
-def reference_kernel() -> Callable[[], object]:
-    """Return the fixed workload that tells how fast the machine is: one thread, in the first-level cache."""
-    x = np.linspace(0.0, 1.0, 4096, dtype=np.float32)
-    y = np.empty_like(x)
-
-    def run() -> None:
-        np.sqrt(x, out=y)
-        for _ in range(8):
-            np.multiply(y, x, out=y)
-            np.add(y, x, out=y)
-
-    return run
-
-
 def warm_up(call: Callable[[], object], seconds: float = _WARM_UP_S, fewest: int = _WARM_UP_CALLS) -> int:
     """Run a function for a while and return how many calls make a sample that the clock can resolve."""
     start, calls = time.perf_counter(), 0
@@ -270,14 +265,6 @@ def warm_up(call: Callable[[], object], seconds: float = _WARM_UP_S, fewest: int
         call()
         calls += 1
     return max(1, math.ceil(_SHORTEST_SAMPLE_S * calls / (time.perf_counter() - start)))
-
-
-def time_call(call: Callable[[], object], group: int = 1) -> float:
-    """Return the seconds of a call, averaged over a group of calls."""
-    start = time.perf_counter()
-    for _ in range(group):
-        call()
-    return (time.perf_counter() - start) / group
 
 
 def _acquire(descriptor: int, device: str, timeout_s: float | None) -> None:
@@ -297,14 +284,19 @@ def _acquire(descriptor: int, device: str, timeout_s: float | None) -> None:
 
 
 def _measure(
-    paths: Sequence[str], threads: int, min_rounds: int, max_seconds: float, target_interval: float
+    paths: Sequence[str],
+    threads: int,
+    min_rounds: int,
+    max_seconds: float,
+    target_interval: float,
+    gpu: GpuTiming,
 ) -> tuple[list[list[list[float]]], list[float], float]:
     """Take the samples of each model by round, in seconds a call; runs in the worker.
 
     Returns:
         These samples, those of the reference kernel, and the part of the time of turns that this thread had its CPU.
     """
-    contestants, reference = [_Contestant(path, threads) for path in paths], reference_kernel()
+    contestants, reference = [_Contestant(path, threads, gpu) for path in paths], reference_kernel()
     reference_group = warm_up(reference)
     rounds: list[list[list[float]]] = [[] for _ in paths]
     references: list[float] = []
@@ -324,33 +316,36 @@ def _measure(
             break
         if number >= min_rounds and elapsed_s >= _SHORTEST_RUN_S:
             playing = unsettled([[float(np.median(turn)) for turn in own] for own in rounds], target_interval)
-    return rounds, references, cpu_s / wall_s
+    on_gpu = any(contestant.on_gpu for contestant in contestants)  # there the processor may well wait
+    return rounds, references, 1.0 if on_gpu else cpu_s / wall_s
 
 
 class _Contestant:
     """A sound model that can be loaded again and again, each time at other places in memory."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, gpu: GpuTiming) -> None:
         self._contents, self._threads = read(path), threads
+        self.on_gpu = GPU in self._contents.manifest["target"]
+        self._watch = stopwatch(gpu) if self.on_gpu else HostWatch()
         runtime.check_machine(self._contents)
         model = runtime.LoadedModel(self._contents, threads)
         _check_finite(model)
         model.self_test()
-        call = model.prepare()
-        self._is_slow = time_call(call) >= _SLOW_S
-        self._group = 1 if self._is_slow else warm_up(call)
+        call = self._watch.prepare(model.prepare())
+        self._is_slow = self._watch.seconds(call) >= _SLOW_S
+        self._group = 1 if self._is_slow else warm_up(self._watch.finished(call))
 
     def load(self) -> Callable[[], object]:
         """Load the model anew and return its bare call."""
-        return runtime.LoadedModel(self._contents, self._threads).prepare()
+        return self._watch.prepare(runtime.LoadedModel(self._contents, self._threads).prepare())
 
     def take_turn(self, call: Callable[[], object]) -> list[float]:
         """Return the seconds of some calls."""
         if self._is_slow:
             call()
-            return [time_call(call)]
-        warm_up(call, _TURN_WARM_UP_S, 2)
-        return [time_call(call, self._group) for _ in range(_CALLS_PER_TURN)]
+            return [self._watch.seconds(call)]
+        warm_up(self._watch.finished(call), _TURN_WARM_UP_S, 2)
+        return [self._watch.seconds(call, self._group) for _ in range(_CALLS_PER_TURN)]
 
 
 def _check_finite(model: runtime.LoadedModel) -> None:

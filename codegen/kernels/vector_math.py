@@ -19,7 +19,9 @@ branch-free polynomials. Accuracy, each measured against float64 in the tests, r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
 import numpy as np
@@ -97,6 +99,19 @@ _ATANH_WIDE: Final = tuple(1 / (2 * n + 1) for n in range(8, -1, -1))
 _ATANH_NARROW: Final = tuple(1 / (2 * n + 1) for n in range(5, -1, -1))
 
 
+_SCOPE: Final[ContextVar[str]] = ContextVar("scope", default="global")
+
+
+@contextmanager
+def names_in(scope: str) -> Iterator[None]:
+    """Keep named values in a kind of memory while a function is written: `local` where each thread has its own."""
+    token = _SCOPE.set(scope)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+
+
 def lanes_of(x: Expr) -> int:
     """Return the number of lanes of an expression."""
     return x.ty.dtype.lanes
@@ -144,7 +159,7 @@ def keep_integers(value: Expr) -> Expr:
 
 def _through_memory(value: Expr, dtype: str) -> Expr:
     lanes = lanes_of(value)
-    buffer = tir_builder.alloc_buffer((lanes,), dtype, layout=None)
+    buffer = tir_builder.alloc_buffer((lanes,), dtype, scope=_SCOPE.get(), layout=None)
     place = tirx.Ramp(0, 1, lanes) if lanes > 1 else 0
     tir_builder.buffer_store(buffer, value, [place])
     return buffer[place]

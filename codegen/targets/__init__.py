@@ -10,9 +10,7 @@ import importlib
 from pathlib import Path
 
 from codegen.targets.base import Target
-from ir.errors import InputError, TargetUnavailable, did_you_mean
-
-_NOT_BUILT = ("cuda", "metal", "opencl")
+from ir.errors import InputError, did_you_mean
 
 __all__ = ["Target", "available", "get"]
 
@@ -33,27 +31,18 @@ def get(spec: str, *, threads: int | None = None, isa: str | None = None) -> Tar
 
     Raises:
         InputError: No such target, variant or number of threads.
-        TargetUnavailable: The target exists but not on this machine or not in this version.
+        TargetUnavailable: The target exists but not on this machine.
     """
     name, _, suffix = spec.partition(":")
     names = available()
     if name in names:
         return importlib.import_module(f"codegen.targets.{name}").resolve(_variant(spec, suffix, isa), threads)
-    if name in _NOT_BUILT:
-        raise TargetUnavailable(
-            f"target '{name}' is not available in this version",
-            where="target",
-            expected=f"one of {', '.join(names)}",
-            found=spec,
-            hint=f"compile and measure for {names[0]} here; the saved graph of an artifact can be compiled again for "
-            f"'{name}' by a version that has it",
-        )
     raise InputError(
         "unknown target",
         where="target",
         expected=f"one of {', '.join(names)}",
         found=repr(spec),
-        hint=did_you_mean(name, [*names, *_NOT_BUILT]),
+        hint=did_you_mean(name, names),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a target is: everything that code generation needs to know about the processor that will run the code."""
+"""What a target is: everything that code generation needs to know about the processors that will run the code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,35 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from codegen.kernels.base import Isa
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a kernel needs to know about a graphics processor.
+
+    Attributes:
+        kind: TVM target kind: `cuda`, `metal` or `opencl`.
+        model: Architecture or maker that code is written for, such as `sm_90` or `adreno`.
+        max_threads: Most threads of a work-group.
+        shared_bytes: Memory that the threads of a work-group share.
+        warp: Threads that run in step.
+    """
+
+    kind: str
+    model: str
+    max_threads: int
+    shared_bytes: int
+    warp: int
+
+    def to_tvm(self) -> dict[str, Any]:
+        """Return the configuration of TVM's own target object, less the host."""
+        config: dict[str, Any] = {
+            "kind": self.kind,
+            "max_num_threads": self.max_threads,
+            "max_shared_memory_per_block": self.shared_bytes,
+            "thread_warp_size": self.warp,
+        }
+        return {**config, "arch": self.model} if self.kind == "cuda" else config
 
 
 @dataclass(frozen=True)
@@ -23,6 +52,7 @@ class Target:
         triple: Architecture, vendor and system as LLVM writes them, such as `aarch64-linux-gnu`; empty for those of
             this machine.
         attributes: Extensions that LLVM may use beyond those of `mcpu`, such as `+dotprod`.
+        gpu: The graphics processor that runs the kernels; the other fields then describe the processor beside it.
     """
 
     name: str
@@ -33,6 +63,7 @@ class Target:
     threads: int
     triple: str = ""
     attributes: tuple[str, ...] = ()
+    gpu: Gpu | None = None
 
     @property
     def architecture(self) -> str:
@@ -50,6 +81,8 @@ class Target:
         plain = "" if self.isa.strassen else "-plain"
         system = "-android" if "android" in self.triple else ""
         extensions = "".join(sorted(word for word in self.attributes if word != "+neon"))
+        if self.gpu is not None:
+            return f"{self.name}{system}-{self.gpu.model}-{self.architecture}"
         return f"{self.name}{system}-{self.isa.name}-{self.mcpu}{extensions}-t{self.threads}{plain}"
 
     def without_strassen(self) -> Target:
@@ -71,4 +104,4 @@ class Target:
             config["mtriple"] = self.triple
         if self.attributes:
             config["mattr"] = list(self.attributes)
-        return config
+        return config if self.gpu is None else {**self.gpu.to_tvm(), "host": config}

@@ -28,7 +28,7 @@ _EXTENSIONS = (
 )
 
 # Widest first: the host gets the first whose flags it has.
-_LEVELS: tuple[tuple[Isa, tuple[str, ...], str | None], ...] = (
+LEVELS: tuple[tuple[Isa, tuple[str, ...], str | None], ...] = (
     (AVX512, _LEVEL_4, "x86-64-v4"),
     (AVX2, _LEVEL_3, "x86-64-v3"),
     (SSE, _LEVEL_2, "x86-64-v2"),
@@ -60,13 +60,13 @@ def resolve(variant: str | None, threads: int | None) -> Target:
 
 
 def _level(variant: str | None, host: frozenset[str]) -> tuple[Isa, tuple[str, ...], str | None]:
-    supported = [level for level in _LEVELS if host.issuperset(level[1])]
+    supported = [level for level in LEVELS if host.issuperset(level[1])]
     names = [isa.name for isa, _, _ in supported]
     if variant is None and supported:
         return supported[0]
     if variant in names:
         return supported[names.index(variant)]
-    known = [isa.name for isa, _, _ in _LEVELS]
+    known = [isa.name for isa, _, _ in LEVELS]
     if variant is not None and variant not in known:
         raise InputError(
             "unknown instruction set",
