@@ -102,6 +102,12 @@ class Worker:
             self._live.kill()
             self._live = None
 
+    def kill(self) -> None:
+        """Kill the process from another thread than the one that waits for it, which then hears of a crash."""
+        if (live := self._live) is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(live.popen.pid, signal.SIGKILL)
+
     def __enter__(self) -> Worker:
         return self
 
@@ -218,7 +224,9 @@ class _Process:
         lifeline, self._lifeline = os.pipe()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        command = "import sys; from codegen.workers import serve; serve(*map(int, sys.argv[1:]))"
+        # Without the working folder that `-c` puts first: what lies there by chance is none of our modules.
+        command = "import sys; sys.path[:] = filter(None, sys.path)\n"
+        command += "from codegen.workers import serve; serve(*map(int, sys.argv[1:]))"
         try:
             self.popen = subprocess.Popen(
                 [sys.executable, "-c", command, str(theirs.fileno()), str(lifeline), *map(str, cpus)],

@@ -254,7 +254,7 @@ def _best(study: Study) -> dict[str, Quantity]:
 def _artifact(path: Path) -> Subject:
     from codegen import container
 
-    metadata = container.read(path).manifest["metadata"]
+    metadata = container.open_file(path).manifest["metadata"]
     if "architecture" not in metadata:
         raise InputError(
             "this artifact does not say what its architecture is",

@@ -16,6 +16,7 @@ from nas.objectives.base import Context, Objective
 from nas.trial import Outcome, Quantity
 
 if TYPE_CHECKING:
+    from codegen.devices.client import Device
     from codegen.targets.base import Target
     from nas.tasks.base import Task
 
@@ -41,6 +42,7 @@ class Evaluator:
         target: Target or its name.
         threads: Threads that a compiled model may use.
         seed: Seed of the study.
+        device: Where latency is measured; None is this machine.
     """
 
     goals: Goals
@@ -48,10 +50,11 @@ class Evaluator:
     target: str | Target = "cpu"
     threads: int | None = None
     seed: int = 0
+    device: Device | None = None
 
     def context(self, architecture: Any, number: int = 0) -> Context:
         """Return what objectives see of a trial."""
-        return Context(architecture, self.task, number, self.target, self.threads, self.seed)
+        return Context(architecture, self.task, number, self.target, self.threads, self.seed, device=self.device)
 
     @property
     def is_staged(self) -> bool:

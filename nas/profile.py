@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ir.errors import InputError, NasError, TargetUnavailable
+from nas.devices import held, measure_limits_on, use_device
 from nas.predictors.profile import Profile, Sample, graph_features, load_profile, profile_path
 
 if TYPE_CHECKING:
+    from codegen.devices.client import Device
     from codegen.targets.base import Target
     from nas.objectives.base import Context
     from nas.predictors.roofline import Limits
@@ -30,6 +32,10 @@ DEFAULT_SAMPLES = 40
 _DRAWS = 20  # per sample: where models fail that often, fewer samples are all there are
 _REPEATS = 50  # draws in a row that are known: the space has no more
 _ROOFLINE_SECONDS = 120.0
+_ELSEWHERE = (
+    "measure on a machine that has one (`nas device serve` there, --device HOST:PORT here), predict it from a profile "
+    "made there (--latency predicted:PROFILE), "
+)
 
 
 class Measure(Protocol):
@@ -63,8 +69,10 @@ def profile(
     out: str | Path | None = None,
     task: Task | None = None,
     measure: Measure | None = None,
+    energy: Measure | None = None,
     limits: Limits | None = None,
     listener: Listener | None = None,
+    device: str | Device | None = None,
 ) -> tuple[Profile, Path]:
     """Measure models of a space on a device: its smallest, middle and largest one, then random ones.
 
@@ -81,18 +89,21 @@ def profile(
         out: Name in the user's cache or path of the file; None makes up a name from space and target.
         task: Task of the models; None takes the space's own.
         measure: What measures; None compiles and times as a search does.
+        energy: What measures energy besides, such as `nas.Energy(batch=batch)`; samples without it get it then.
         limits: Limits of the device; None measures them.
         listener: Hears of each model.
+        device: What is profiled, `host:port` of `nas device serve`; None is this machine.
 
     Returns:
         The profile and its file.
 
     Raises:
         InputError: The file holds a profile of something else, or is damaged.
-        TargetUnavailable: There is nothing to measure on.
+        TargetUnavailable: There is nothing to measure on, or nothing that counts energy.
         MeasurementError: No model could be measured.
         StorageError: The file cannot be written.
     """
+    from nas.objectives.energy import Energy
     from nas.objectives.latency import Latency
     from searchspaces.space import load_space
 
@@ -100,10 +111,15 @@ def profile(
         raise InputError("bad number of samples", where="samples", expected="at least 1", found=str(samples))
     loaded = load_space(space) if isinstance(space, (str, Path)) else space
     measure = measure or Latency(batch=batch, settle_seconds=0.0)
-    work = _Work(loaded, task, target, threads, batch, measure, listener)
+    if isinstance(energy, Energy):
+        energy.bind(None)  # what counts energy is looked for before anything is measured
+    device, target = use_device(device, target, threads)
+    work = _Work(loaded, task, target, threads, batch, measure, listener, device)
     path = profile_path(out or f"{loaded.name}-{work.target.fingerprint}" + (f"-b{batch}" if batch > 1 else ""))
-    begun = work.begin(path, target if isinstance(target, str) else target.name, limits)
-    return work.fill(begun, path, samples, seed), path
+    with held(device):
+        begun = work.begin(path, target if isinstance(target, str) else target.name, limits)
+        filled = work.fill(begun, path, samples, seed)
+        return filled if energy is None else work.add_energy(filled, path, energy), path
 
 
 class _Work:
@@ -118,6 +134,7 @@ class _Work:
         batch: int,
         measure: Measure,
         listener: Listener | None,
+        device: Device | None,
     ) -> None:
         from nas.evaluate import Evaluator
         from nas.goals import Goals
@@ -126,16 +143,19 @@ class _Work:
 
         self.space, self.batch = space, batch
         self.measure, self.listener = measure, listener
-        self.evaluator = Evaluator(Goals.of([Latency()]), task or resolve_task(None, space), target, threads)
+        goals, task = Goals.of([Latency()]), task or resolve_task(None, space)
+        self.evaluator = Evaluator(goals, task, target, threads, device=device)
         self.target = self.evaluator.context(None).resolve_target()
-        require_measurable(self.target)
+        if device is None:
+            require_measurable(self.target)
 
     def begin(self, path: Path, target: str, limits: Limits | None) -> Profile:
         """Return the profile that is there, or an empty one."""
         from codegen import machine
         from nas.settings import space_text
 
-        facts = machine.describe()
+        device = self.evaluator.device
+        facts = dict(device.report().machine) if device is not None else machine.describe()
         sha256 = hashlib.sha256(space_text(self.space).encode()).hexdigest()
         same = {
             "fingerprint": self.target.fingerprint,
@@ -146,7 +166,7 @@ class _Work:
             found = load_profile(path)
             _check_same(found, {**same, "machine": facts["cpu"]}, path)
             return found
-        limits = limits or _measure_limits(self.target)
+        limits = limits or (_measure_limits(self.target) if device is None else measure_limits_on(device, self.target))
         return Profile(
             name=path.stem,
             target=target,
@@ -188,6 +208,28 @@ class _Work:
             raise reason
         return begun
 
+    def add_energy(self, found: Profile, path: Path, energy: Measure) -> Profile:
+        """Measure the energy of samples that have none, and write the profile after each."""
+        from nas.evaluate import concerns_study
+
+        for place, sample in enumerate(found.samples):
+            if sample.energy_j is not None:
+                continue
+            context = self.evaluator.context(self.space.architecture(sample.architecture), place)
+            try:
+                used_j = energy.evaluate(context).value
+            except NasError as error:
+                if concerns_study(error):
+                    raise
+                if self.listener is not None:
+                    self.listener.on_failure(context.architecture, error)
+                continue
+            samples = list(found.samples)
+            samples[place] = replace(sample, energy_j=used_j)
+            found = replace(found, samples=tuple(samples))
+            found.save(path)
+        return found
+
     def _sample(self, begun: Profile, key: str, context: Context) -> Sample:
         features, least_ms = graph_features(context.graph("latency", batch=self.batch), begun)
         measured = self.measure.evaluate(context)
@@ -206,17 +248,36 @@ def require_measurable(target: Target) -> None:
     """Check that code for a target runs on this machine.
 
     Raises:
-        TargetUnavailable: It is for another processor.
+        TargetUnavailable: It is for another processor, or for a graphics processor that is not here.
     """
-    if target.architecture == platform.machine():
-        return
-    raise TargetUnavailable(
-        f"latency on '{target.name}' cannot be measured on this machine",
+    if target.gpu is not None:
+        _require_gpu(target)
+    elif target.architecture != platform.machine():
+        raise _unmeasurable(
+            target, f"a target of {platform.machine()}", f"{target.name}, which is {target.architecture}", _ELSEWHERE
+        )
+
+
+def _require_gpu(target: Target) -> None:
+    from codegen.gpu.cuda import device
+
+    assert target.gpu is not None
+    if target.gpu.kind != "cuda":
+        reason = f"nothing in this version starts kernels of {target.gpu.kind} to time them"
+        raise _unmeasurable(target, "cuda, or a processor", reason, "")
+    if reason := device.why_not_run(target.gpu.model):
+        raise _unmeasurable(target, f"a GPU for {target.gpu.model}", reason, _ELSEWHERE)
+
+
+def _unmeasurable(target: Target, expected: str, found: str, elsewhere: str) -> TargetUnavailable:
+    """Say what cannot be done, and the ways out."""
+    return TargetUnavailable(
+        f"latency on '{target.name}' cannot be measured on this machine; all else of a search can be done here",
         where="target",
-        expected=f"a target of {platform.machine()}",
-        found=f"{target.name}, which is {target.architecture}",
-        hint="predict it from a profile made there (`nas profile` on that device, then --latency predicted:PROFILE "
-        "here), search with other objectives (--objective quality --objective flops), or only compile (`nas compile`)",
+        expected=expected,
+        found=found,
+        hint=f"{elsewhere}search with other objectives (--objective quality --objective flops), or only compile "
+        f"(`nas compile --target {target.name}`)",
     )
 
 

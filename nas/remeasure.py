@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ import numpy as np
 
 from ir.errors import InputError, NasError
 from nas.callbacks import Callback
+from nas.devices import held, timer_of
 from nas.evaluate import concerns_study
 from nas.front import Front
 from nas.objectives.base import Objective
+from nas.objectives.energy import Energy
 from nas.objectives.latency import STEADY_RATIO, Latency
 from nas.objectives.quality import Quality
 from nas.objectives.recorded import Recorded
@@ -68,10 +71,11 @@ def remeasure(
     if seeds < 1 or not seconds > 0:
         raise InputError("bad effort", expected="seeds >= 1 and seconds > 0", found=f"seeds {seeds}, seconds {seconds}")
     work = _Work(study, seeds, seconds, callback or Callback())
-    for _ in range(_PASSES):
-        if not work.do_pass(again):
-            break
-        again = False
+    with held(study.evaluator.device):
+        for _ in range(_PASSES):
+            if not work.do_pass(again):
+                break
+            again = False
     return study.front()
 
 
@@ -88,6 +92,14 @@ class _Work:
     def __init__(self, study: Study, seeds: int, seconds: float, callback: Callback) -> None:
         self._study, self._seeds, self._seconds, self._callback = study, seeds, seconds, callback
         self._given_up: set[tuple[int, str]] = set()
+
+    @cached_property
+    def _cpu(self) -> str:
+        """The processor that latency is measured on now."""
+        from codegen import machine
+
+        device = self._study.evaluator.device
+        return device.report().cpu if device is not None else machine.describe()["cpu"]
 
     def do_pass(self, again: bool) -> bool:
         """Measure everything that is missing for the front as it is; tell whether there was anything."""
@@ -138,10 +150,9 @@ class _Work:
         return True
 
     def _measured(self, paths: Sequence[Path]) -> list[Record]:
-        from codegen.measure import measure_together
-
         longest_s = self._seconds * len(paths) / _PROCESSES
-        return measure_together(paths, threads=self._study.evaluator.threads, max_seconds=longest_s)
+        timer = timer_of(self._study.evaluator.device)
+        return timer.measure_together(paths, threads=self._study.evaluator.threads, max_seconds=longest_s)
 
     def _compiled(self, objective: Latency, trial: Trial, folder: Path) -> Path | None:
         context = self._study.evaluator.context(trial.architecture, trial.number)
@@ -153,6 +164,8 @@ class _Work:
             return None
 
     def _measure_alone(self, objective: Objective, trial: Trial) -> bool:
+        if not self._is_from_here(objective, trial):
+            return False
         context = self._study.evaluator.context(trial.architecture, trial.number)
         context.report = lambda stage: self._callback.on_stage(trial.number, stage)
         context.report(f"{objective.name} again")
@@ -189,18 +202,19 @@ class _Work:
                 did = True
         return did
 
-    def _is_from_here(self, objective: Latency, trial: Trial) -> bool:
+    def _is_from_here(self, objective: Objective, trial: Trial) -> bool:
         """Tell whether a value is from a machine like this one; say so where it is not."""
-        from codegen import machine
-
-        recorded, here = trial.quantities[objective.name].details.get("machine"), machine.describe()["cpu"]
-        if isinstance(recorded, str) and recorded != here:
-            self._given_up.add((trial.number, objective.name))
-            self._callback.on_notice(
-                f"trial {trial.number} was measured on {recorded}; give `nas remeasure` there, this is {here}"
-            )
-            return False
-        return True
+        details, here = trial.quantities[objective.name].details, self._cpu
+        recorded, device = details.get("machine"), details.get("device")
+        if device is not None and self._study.evaluator.device is None:
+            notice = f"trial {trial.number} was measured on the device {device}; give its address as --device"
+        elif isinstance(recorded, str) and recorded != here:
+            notice = f"trial {trial.number} was measured on {recorded}; give `nas remeasure` there, this is {here}"
+        else:
+            return True
+        self._given_up.add((trial.number, objective.name))
+        self._callback.on_notice(notice)
+        return False
 
     def _give_up(self, objective: Objective, trial: Trial, error: NasError) -> None:
         """Leave a point as it is because of an error of its own.
@@ -271,6 +285,8 @@ def _revived(recorded: Recorded, study: Study) -> Objective:
     settings: dict[str, Any] = dict(recorded.recorded_settings)
     if recorded.kind == "latency":
         return Latency(name=recorded.name, max_ms=recorded.max, **settings)
+    if recorded.kind == "energy":
+        return Energy(name=recorded.name, max=recorded.max, **settings)
     if recorded.kind == "quality":
         from nas.training.budget import TrainOptions
 

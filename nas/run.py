@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nas.budget import Budget
 from nas.callbacks import Callback
+from nas.devices import held
 from nas.executors.base import Executor, Job
 from nas.rivals import recent_rivals
 from nas.trial import Outcome, Trial
@@ -47,7 +48,8 @@ class Run:
             self._judge()
             if not self._is_late and (self._may_begin or self._study.interrupted):
                 self._study.record_run(self._budget, executor)
-                executor.run(self._study.evaluator, self)
+                with held(self._study.evaluator.device):
+                    executor.run(self._study.evaluator, self)
         finally:
             for number in self._jobs:
                 self._study.put_back(number)

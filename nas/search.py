@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ir.errors import InputError
 from nas.budget import Budget
 from nas.callbacks import AnyCallback
+from nas.devices import use_device
 from nas.evaluate import Evaluator
 from nas.executors.base import Executor
 from nas.goals import AnyObjective, Goals, as_objective
@@ -33,6 +34,7 @@ from nas.strategies.base import Strategy
 from nas.study import Study
 
 if TYPE_CHECKING:
+    from codegen.devices.client import Device
     from codegen.targets.base import Target
     from nas.tasks.base import Task
 
@@ -52,6 +54,7 @@ def search(
     storage: str | Path | Storage | None = None,
     seed: int = 0,
     threads: int | None = None,
+    device: str | Device | None = None,
     callbacks: Iterable[AnyCallback] = (),
     hash_of: Hash | None = None,
 ) -> Study:
@@ -69,6 +72,8 @@ def search(
         storage: Run folder; one that holds this study resumes it. None keeps the study in this process.
         seed: Decides every random choice.
         threads: Threads that a compiled model may use; None leaves it to the target.
+        device: Where latency is measured, `host:port` of `nas device serve`; None is this machine. The target `cpu` is
+            then the device's.
         callbacks: What to call on the way: callbacks, or functions of the study and each ended trial.
         hash_of: Canonical hash of an architecture; None takes that of its graph, or of its choices where it has none.
 
@@ -90,6 +95,7 @@ def search(
         storage=storage,
         seed=seed,
         threads=threads,
+        device=device,
         hash_of=hash_of,
     )
     with study:
@@ -108,6 +114,7 @@ def open_study(
     storage: str | Path | Storage | None = None,
     seed: int = 0,
     threads: int | None = None,
+    device: str | Device | None = None,
     hash_of: Hash | None = None,
 ) -> Study:
     """Open a study without running it; arguments and errors are those of `search`.
@@ -128,8 +135,9 @@ def open_study(
         task = resolve_task(task, space)
     task = None if isinstance(task, str) else task
     wanted = [with_suggestions(objective, space, task) for objective in wanted]
-    evaluator = Evaluator(Goals.of(wanted, demanded, task), task, target, threads, seed)
-    if any(metric.source == "measured" and metric.needs_task for metric in evaluator.goals.metrics):
+    device, target = use_device(device, target, threads)
+    evaluator = Evaluator(Goals.of(wanted, demanded, task), task, target, threads, seed, device)
+    if device is None and any(item.source == "measured" and item.needs_task for item in evaluator.goals.metrics):
         require_measurable(evaluator.context(None).resolve_target())
     proposer = strategies.get(strategy)
     proposer.bind(space, evaluator)  # what it cannot serve is an error before a folder is made
@@ -144,12 +152,13 @@ def open_study(
     )
 
 
-def load_study(folder: str | Path, *, hold: bool = False) -> Study:
+def load_study(folder: str | Path, *, hold: bool = False, device: str | Device | None = None) -> Study:
     """Open a study for reading, without holding its folder: its trials, front and files.
 
     Args:
         folder: Run folder.
         hold: Take the folder, so that what is recorded of the study reaches its journal; close the study then.
+        device: Where latency is measured again, for a study that was measured on a device.
 
     Returns:
         The study as it is now; it cannot be run.
@@ -157,6 +166,7 @@ def load_study(folder: str | Path, *, hold: bool = False) -> Study:
     Raises:
         StorageError: The folder holds no readable study.
         InputError: Its task or space is not to be had here.
+        TargetUnavailable: The device cannot be reached.
     """
     records = read_journal(folder)
     check_header(records[0], str(folder))
@@ -164,12 +174,14 @@ def load_study(folder: str | Path, *, hold: bool = False) -> Study:
     settings = header["settings"]
     objectives, constraints = ([Recorded.of(item) for item in settings[key]] for key in ("objectives", "constraints"))
     target = settings["target"] or {"name": "cpu", "threads": None}
+    device, measured_on = use_device(device, target["name"], target["threads"])
     evaluator = Evaluator(
         Goals.of(objectives, constraints),
         _recorded_task(settings["task"], header.get("data")),
-        target["name"],
+        measured_on,
         target["threads"],
         settings["seed"],
+        device,
     )
     space = _recorded_space(settings["space"]["name"], header["space"])
     storage = Journal(folder) if hold else Memory(records, Path(folder))

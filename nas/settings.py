@@ -44,6 +44,8 @@ def describe_settings(space: Any, evaluator: Evaluator, strategy: Strategy) -> d
             "name": target if isinstance(target, str) else target.name,
             "threads": evaluator.threads,
         }
+        if evaluator.device is not None and not isinstance(target, str):
+            settings["target"] |= {"device": evaluator.device.name, "fingerprint": target.fingerprint}
     if task is not None:
         settings["task"] = {"name": task.name, **task.options, "sha256": task.fingerprint()}
     return json.loads(json.dumps(settings))

@@ -81,7 +81,6 @@ def compile_trial(
     """
     from codegen.artifact import record_latency
     from codegen.compile import compile_graph
-    from codegen.measure import measure_latency
 
     callback = callback or Callback()
     context = study.evaluator.context(trial.architecture, trial.number)
@@ -98,10 +97,10 @@ def compile_trial(
     described = {"trial": trial.number, "hash": trial.hash, "values": trial.values, "units": trial.units}
     described |= {"sources": trial.sources, "architecture": dict(trial.encoded)}
     replace(artifact, metadata={**artifact.metadata, **described}).save(path)
-    if target.architecture != platform.machine():
+    if context.device is None and target.architecture != platform.machine():
         return
     callback.on_stage(trial.number, "measuring")
-    record_latency(path, measure_latency(path, threads=context.threads).to_dict())
+    record_latency(path, context.timer.measure_latency(path, threads=context.threads).to_dict())
 
 
 def load_weights(study: Study, trial: Trial, graph: Any) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def artifact_manifest(study: Study, trial: Trial) -> dict[str, Any] | None:
     from codegen import container
 
     try:
-        return container.read(path).manifest
+        return container.open_file(path).manifest
     except ArtifactError:
         return None
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from codegen import comparison, machine, targets
 from codegen.comparison import OURS, Case, Outcome
-from codegen.compile import sample_inputs
+from codegen.inputs import sample_inputs
 from codegen.measure import device_lock
 from codegen.peers import PEERS, versions
 from ir.cost import profile

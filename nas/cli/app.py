@@ -20,8 +20,10 @@ from typer.core import TyperGroup
 from ir.errors import NasError
 from nas.cli import (
     bench,
+    bundle,
     check,
     compile,
+    device,
     diff,
     doctor,
     lint,
@@ -33,6 +35,7 @@ from nas.cli import (
     report,
     search,
     show,
+    sign,
     verify,
     why,
 )
@@ -77,7 +80,10 @@ app.command("show")(show.show)
 app.command("list")(list.list_entries)
 app.command("compile")(compile.compile_model)
 app.command("bench")(bench.bench)
+app.command("bundle")(bundle.bundle)
 app.command("verify")(verify.verify)
+app.command("sign")(sign.sign)
+app.command("keygen")(sign.keygen)
 app.command("check")(check.check)
 app.command("probe")(probe.probe)
 app.command("profile")(profile.profile)
@@ -88,6 +94,7 @@ app.command("diff")(diff.diff)
 app.command("why")(why.why)
 app.command("lint")(lint.lint)
 app.command("doctor")(doctor.doctor)
+app.add_typer(device.app, name="device")
 
 
 def _show_version(wanted: bool) -> None:

@@ -11,10 +11,12 @@ import typer
 
 from ir.errors import InputError
 from nas.cli import bench_suite
+from nas.cli import device as device_options
 from nas.cli.options import Json, Pick, TrialNumber, parse_list, parse_threads
 from nas.cli.output import Output, make_table, output, tell
 
 if TYPE_CHECKING:
+    from codegen.devices.client import Device
     from nas.study import Study
 
 _MODEL_SECONDS = 120.0
@@ -64,17 +66,25 @@ def bench(
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of a suite in Markdown.")] = False,
     into: Annotated[Path | None, typer.Option(help="Put that table between the bench marks of this document.")] = None,
+    device: device_options.Address = None,
+    secret_file: device_options.SecretFile = None,
+    tls_ca: device_options.TlsCa = None,
+    tls_fingerprint: device_options.TlsFingerprint = None,
+    device_wait: device_options.Wait = device_options.DEFAULT_WAIT_S,
     json: Json = False,
 ) -> None:
     """Time a compiled model beside other runtimes: same graph, weights, inputs and threads, in turns in one process.
 
     A run is timed artifact by artifact, and the results are kept for its report. There are no figures where outputs
-    disagree. `--suite` does so for fixed models, `--kernels` for single kernels.
+    disagree. `--suite` does so for fixed models, `--kernels` for single kernels. A device has no other runtimes: with
+    `--device` the model alone is timed.
     """
     from codegen.peers import PEERS
     from nas.cli.models import is_artifact, is_run, open_run
 
     _check_one_subject(model, suite, kernels)
+    if device is not None and model is None:
+        raise InputError("a device times models", where="--device", expected="a model", found="a suite or kernels")
     with output(json) as out_put:
         counts = parse_threads(threads)
         if kernels:
@@ -87,8 +97,14 @@ def bench(
             bench_suite.bench_suite(wanted, bench_suite.Files(out, resume, source, into), markdown, out_put)
             return
         assert model is not None
-        peers = parse_list(against or "eager,compile", "--against", tuple(PEERS))
         limit_s = _MODEL_SECONDS if seconds is None else seconds
+        measured_on = device_options.find_device(device, secret_file, tls_ca, tls_fingerprint, device_wait)
+        if measured_on is not None:
+            if against:
+                raise InputError("a device has no other runtimes", where="--against", found="--device besides")
+            _show(_bench_on(measured_on, model, counts, trial, pick, limit_s), out_put)
+            return
+        peers = parse_list(against or "eager,compile", "--against", tuple(PEERS))
         if is_run(model):
             results = bench_run(open_run(model), peers, counts, trial=trial, seconds=limit_s, tell=tell)
         elif is_artifact(model):
@@ -135,6 +151,21 @@ def bench_run(
         StorageError: The results cannot be written.
     """
     from nas.bench_results import keep_result
+
+    results: list[dict[str, Any]] = []
+    for number, path in _artifacts(study, trial).items():
+        for result in _bench_file(path, peers, threads, seconds, tell):
+            results.append({"trial": number} | result)
+            keep_result(Path(str(study.folder)), results[-1])
+    return results
+
+
+def _artifacts(study: Study, trial: int | None) -> dict[int, Path]:
+    """Return the artifact of a trial, or of each point of the front.
+
+    Raises:
+        InputError: There is none.
+    """
     from nas.summary import artifact_path
 
     chosen = study.pareto_front() if trial is None else [item for item in study.trials if item.number == trial]
@@ -145,11 +176,35 @@ def bench_run(
             where=f"{study.folder}" if trial is None else f"trial {trial} of {study.folder}",
             hint="give the search command again to ship its front, or compile the trial with `nas compile`",
         )
+    return paths
+
+
+def _bench_on(
+    device: Device, text: str, threads: Sequence[int | None], trial: int | None, pick: str, seconds: float
+) -> list[dict[str, Any]]:
+    """Time artifacts on a device, which are compiled for it where they are none yet."""
+    from nas.api import compile as compile_model
+    from nas.cli.models import find_model, is_artifact, is_run, open_run
+    from nas.devices import bench_on, use_device
+
     results: list[dict[str, Any]] = []
-    for number, path in paths.items():
-        for result in _bench_file(path, peers, threads, seconds, tell):
-            results.append({"trial": number} | result)
-            keep_result(Path(str(study.folder)), results[-1])
+    with tempfile.TemporaryDirectory(prefix="nas-bench-") as folder, device.hold():
+        for count in threads:
+            about: dict[str, Any] = {}
+            if is_run(text):
+                paths = [({"trial": number}, path) for number, path in _artifacts(open_run(text), trial).items()]
+            elif is_artifact(text):
+                paths = [(about, Path(text))]
+            else:
+                found = find_model(text, pick=pick)
+                tell(f"compiling {found.title}")
+                _, target = use_device(device, "cpu", count)
+                made = compile_model(found.model, task=found.task, target=target)
+                about = {"artifact": None, "model": found.title}
+                paths = [(about, made.save(Path(folder) / f"{found.name}.nas"))]
+            for known, path in paths:
+                tell(f"timing {path.name} on {device.address}")
+                results.append(bench_on(device, path, count, seconds) | known)
     return results
 
 

@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ir.errors import InputError
+from nas.cli import device as device_options
 from nas.cli.compile_matrix import show_matrix
-from nas.cli.options import Json, ModelOrNone, Pick, TargetName, Threads, TrialNumber, TuningDir, parse_list
+from nas.cli.options import (
+    Json,
+    ModelOrNone,
+    Pick,
+    TargetName,
+    Threads,
+    TrialNumber,
+    TuningDir,
+    parse_list,
+    parse_numbers,
+)
 from nas.cli.output import console, output, program, tell
 
 if TYPE_CHECKING:
     from nas.cli.models import Model as FoundModel
+    from nas.devices import Timer
 
 
 def compile_model(
@@ -41,9 +53,21 @@ def compile_model(
     ] = None,
     tuning_dir: TuningDir = None,
     threads: Threads = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Sequences in one call.")] = None,
-    seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens in a sequence.")] = None,
+    prefill: Annotated[
+        bool, typer.Option("--prefill", help="Write the function for a sequence and the state before it, too.")
+    ] = False,
+    batch: Annotated[
+        str | None, typer.Option(metavar="N[,N...]", help="Sequences in one call; a function for each number.")
+    ] = None,
+    seq_len: Annotated[
+        str | None, typer.Option(metavar="N[,N...]", help="Tokens in a sequence; a function for each number.")
+    ] = None,
     measure: Annotated[bool, typer.Option(help="Measure the latency and record it in the artifact.")] = True,
+    device: device_options.Address = None,
+    secret_file: device_options.SecretFile = None,
+    tls_ca: device_options.TlsCa = None,
+    tls_fingerprint: device_options.TlsFingerprint = None,
+    device_wait: device_options.Wait = device_options.DEFAULT_WAIT_S,
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Write every published architecture, or those named, in every way instead.")
     ] = False,
@@ -58,6 +82,7 @@ def compile_model(
     """
     from nas.api import compile as compile_to_artifact
     from nas.cli.models import find_model
+    from nas.devices import timer_of, use_device
 
     if matrix:
         show_matrix(
@@ -75,21 +100,25 @@ def compile_model(
     if opt_level not in (1, 3):
         raise InputError("no such level", where="-O", expected="-O1 or -O3", found=f"-O{opt_level}")
     if format != "nas":
+        if device is not None:
+            raise InputError("only artifacts are measured", where="--device", expected="--format nas", found=format)
         _refuse_tuning(format, opt_level == 3 or tuning_trials is not None)
-        shape = {"batch": batch, "seq_len": seq_len}
+        shape = {"batch": _one(batch, "--batch", format), "seq_len": _one(seq_len, "--seq-len", format)}
+        if prefill:
+            raise InputError("this format holds no prefill", where="--prefill", expected="--format nas", found=format)
         code = {"target": target, "threads": threads, "strassen": strassen, "precision": precision}
         _export(find_model(model, trial=trial, pick=pick), out, format, json, step=step, **shape, **code)
         return
-    if step:
-        raise InputError("an artifact holds no step yet", where="--step", expected="--format c or onnx", found="nas")
     with output(json) as stream:
+        measured_on = device_options.find_device(device, secret_file, tls_ca, tls_fingerprint, device_wait)
+        measured_on, compiled_for = use_device(measured_on, target, threads)
         found = find_model(model, trial=trial, pick=pick)
         tell(f"compiling {found.title}" + ("" if found.is_trained else "; its weights are not trained"))
         path = out if out is not None else Path(f"{found.name}.nas")
         _check_folder(path)
         artifact = compile_to_artifact(
             found.model,
-            target=target,
+            target=compiled_for,
             task=found.task,
             threads=threads,
             precision=precision,
@@ -97,17 +126,23 @@ def compile_model(
             opt_level=3 if tuning_trials else opt_level,
             tuning_trials=tuning_trials,
             tuning_dir=tuning_dir,
-            batch=batch,
-            seq_len=seq_len,
+            batch=parse_numbers(batch, "--batch"),
+            seq_len=parse_numbers(seq_len, "--seq-len"),
+            step=step,
+            prefill=prefill,
             progress=_show_tuning,
         )
         artifact.save(path)
-        here = artifact.target["architecture"] == platform.machine()
-        latency = _measure(path, artifact.threads) if measure and here else None
+        elsewhere = "gpu" in artifact.target and (artifact.unverified or artifact.target["gpu"]["kind"] != "cuda")
+        here = artifact.target["architecture"] == platform.machine() and not elsewhere
+        latency = None
+        if measure and (here or measured_on is not None):
+            latency = _measure(path, artifact.threads, timer_of(measured_on))
         facts: dict[str, Any] = {
             "artifact": str(path),
             "target": artifact.target["fingerprint"],
             "threads": artifact.threads,
+            "functions": list(artifact.functions),
             "hash": artifact.graph_hash,
             "verification_error": artifact.verification_error,
             "unverified": artifact.unverified,
@@ -120,6 +155,14 @@ def compile_model(
             stream.data(facts)
             return
         stream.text(*_describe(facts))
+
+
+def _one(text: str | None, option: str, format: str) -> int | None:
+    """Return the number of an option that names one."""
+    numbers = parse_numbers(text, option)
+    if numbers and len(numbers) > 1:
+        raise InputError("this format holds one size", where=option, expected="one number", found=f"{text}, {format}")
+    return numbers[0] if numbers else None
 
 
 def _refuse_tuning(format: str, asked: bool) -> None:
@@ -160,12 +203,11 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def _measure(path: Path, threads: int) -> dict[str, Any]:
+def _measure(path: Path, threads: int, timer: Timer) -> dict[str, Any]:
     from codegen.artifact import record_latency
-    from codegen.measure import measure_latency
 
     tell("measuring")
-    latency = measure_latency(path, threads=threads).to_dict()
+    latency = timer.measure_latency(path, threads=threads).to_dict()
     record_latency(path, latency)
     return latency
 
@@ -193,6 +235,7 @@ def _describe(facts: dict[str, Any]) -> list[str]:
     if latency := facts["latency"]:
         low, high = latency["interval_ms"]
         noisy = "; the machine was not quiet" if latency["noisy"] else ""
+        noisy += f"; on {latency['machine']['device']}" if "device" in latency["machine"] else ""
         lines.append(
             f"  {latency['median_ms']:.4g} ms a call, median in [{low:.4g}, {high:.4g}], "
             f"{latency['threads']} thread(s){noisy}"

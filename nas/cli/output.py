@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from nas.callbacks import Callback
+
 PIPE_WIDTH = 200
 """Columns of text that goes to no terminal: wide enough that no table is cut."""
 
@@ -100,6 +102,27 @@ def output(as_json: bool) -> Iterator[Output]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
+
+
+@contextmanager
+def told(quiet: bool, what: str) -> Iterator[Callback]:
+    """Give what tells on stderr how work on some trials goes, or nothing where that is not wanted.
+
+    Args:
+        quiet: Whether it is not wanted.
+        what: What is done to the trial whose number follows.
+    """
+    from nas.callbacks import Callback
+    from nas.progress import ShippingProgress
+
+    if quiet:
+        yield Callback()
+        return
+    listener = ShippingProgress(console(stderr=True), what)
+    try:
+        yield listener
+    finally:
+        listener.close()
 
 
 def make_table(*columns: str, title: str | None = None, caption: str | None = None, right: Sequence[str] = ()) -> Table:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.options import Json, Threads
+from nas.cli import device as device_options
+from nas.cli.options import Json, TargetName, Threads
 from nas.cli.output import Output, make_table, output, program, tell
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ DEFAULT_SAMPLES = 40
 
 def profile(
     space: Annotated[str, typer.Argument(help="A search space: a YAML file or a name.")],
-    device: Annotated[
-        str, typer.Option(help="Target to measure, such as cpu or cpu:avx2; `nas list targets`.")
-    ] = "cpu",
+    target: TargetName = "cpu",
     threads: Threads = None,
     samples: Annotated[
         int, typer.Option(min=1, help="Models that the profile shall hold; what is there is not measured again.")
@@ -33,14 +32,23 @@ def profile(
     out: Annotated[
         str | None, typer.Option(help="Name in the cache, or path of a file; made up of space and target by default.")
     ] = None,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Measure energy too, by the processor's own counters (RAPL).")
+    ] = False,
+    device: device_options.Address = None,
+    secret_file: device_options.SecretFile = None,
+    tls_ca: device_options.TlsCa = None,
+    tls_fingerprint: device_options.TlsFingerprint = None,
+    device_wait: device_options.Wait = device_options.DEFAULT_WAIT_S,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure models of a space on this device, so that `nas search --latency predicted:PROFILE` can do without it.
+    """Measure models of a space on a device, so that `nas search --latency predicted:PROFILE` can do without it.
 
     The smallest, the middle and the largest first, then random ones; the file is written after each.
     """
     from nas.cli.models import task_of
+    from nas.objectives.energy import Energy
     from nas.profile import profile as measure
     from searchspaces.space import load_space
 
@@ -49,13 +57,15 @@ def profile(
         found, path = measure(
             loaded,
             task=task_of(loaded),
-            target=device,
+            target=target,
             threads=threads,
             samples=samples,
             batch=batch,
             seed=seed,
             out=out,
+            energy=Energy(batch=batch) if energy else None,
             listener=None if quiet else _Progress(),
+            device=device_options.find_device(device, secret_file, tls_ca, tls_fingerprint, device_wait),
         )
         if len(found.samples) < samples:
             tell(f"no more than {len(found.samples)} different models could be measured")
@@ -79,16 +89,20 @@ def _show(profile: Profile, path: Path, space: str, out: Output) -> None:
 
     given = profile.name if path.parent == profile_folder() else str(path)
     times = [sample.latency_ms for sample in profile.samples]
+    joules = [sample.energy_j for sample in profile.samples if sample.energy_j is not None]
     noisy = sum(sample.noisy for sample in profile.samples)
     if out.json:
         out.data(
             {"name": given, "path": str(path), "fingerprint": profile.fingerprint, "space": profile.space["name"]}
             | {"samples": len(times), "noisy": noisy, "latency_ms": [min(times), max(times)]}
+            | {"energy_j": [min(joules), max(joules)] if joules else None}
             | {"machine": profile.machine["cpu"], "threads": profile.threads, "batch": profile.batch}
         )
         return
-    table = make_table("profile", "space", "device", "samples", "noisy", "latency", right=("samples", "noisy"))
+    heads = ("profile", "space", "device", "samples", "noisy", "latency", "energy")
+    table = make_table(*heads, right=("samples", "noisy"))
     spread = f"{min(times):.4g} to {max(times):.4g} ms"
-    table.add_row(given, profile.space["name"], profile.fingerprint, str(len(times)), str(noisy), spread)
+    used = f"{min(joules):.4g} to {max(joules):.4g} J" if joules else "-"
+    table.add_row(given, profile.space["name"], profile.fingerprint, str(len(times)), str(noisy), spread, used)
     out.table(table)
     out.text(f"  {path}", "", "Next:", f"  {program()} search {space} --latency predicted:{given}")

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ir.errors import InputError, did_you_mean
+from nas.cli import device as device_options
 from nas.cli.options import Json, TargetName, Threads, parse_options
-from nas.cli.output import Output, console, make_table, output, program
+from nas.cli.output import Output, console, make_table, output, program, told
 from nas.cli.search_latency import predict_latency
 from nas.cli.search_supernet import prepare_supernet
 
 if TYPE_CHECKING:
     from nas.budget import Budget
-    from nas.callbacks import Callback
     from nas.cli.search_supernet import SupernetSearch
     from nas.executors.base import Executor
     from nas.objectives.base import Objective
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TRIALS = 32
 DEFAULT_STRATEGY = "predictor_guided"
-_NOT_BY_NAME = ("custom", "recorded", "supernet_quality", "predicted_latency")
+_NOT_BY_NAME = ("custom", "recorded", "supernet_quality", "predicted_energy", "predicted_latency")
 _CONSTRAINT = re.compile(r"\s*([A-Za-z_]+)\s*(<=|>=)\s*(\S+)\s*")
 
 
@@ -92,6 +90,11 @@ def search(
         int, typer.Option(min=1, help="Trainings behind each quality of the front, once it is measured again.")
     ] = 1,
     ship: Annotated[bool, typer.Option(help="Compile an artifact for each point of the front at the end.")] = True,
+    device: device_options.Address = None,
+    secret_file: device_options.SecretFile = None,
+    tls_ca: device_options.TlsCa = None,
+    tls_fingerprint: device_options.TlsFingerprint = None,
+    device_wait: device_options.Wait = device_options.DEFAULT_WAIT_S,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json: Json = False,
 ) -> None:
@@ -100,6 +103,7 @@ def search(
     Give the same command again to resume after an interruption; a larger --trials goes on with a finished study.
     """
     from nas.api import resolve_target
+    from nas.devices import held, use_device
     from nas.profile import require_measurable
     from nas.search import open_study
 
@@ -109,15 +113,17 @@ def search(
         budget = _budget(trials, hours)
         chosen = _executor(executor, workers, address, threads)
         loaded = _load_space(space, data)
+        measured_on = device_options.find_device(device, secret_file, tls_ca, tls_fingerprint, device_wait)
+        measured_on, compiled_for = use_device(measured_on, target, threads)
         if ship:
-            resolve_target(target, threads)  # what would end the shipping is said before anything is trained
+            resolve_target(compiled_for, threads)  # what would end the shipping is said before anything is trained
         folder = out if out is not None else Path("runs") / loaded.name
         objectives = [make_objective(name, training, batch) for name in dict.fromkeys(names)]
         constraints = [parse_constraint(text) for text in constraint or ()]
         if latency != "measured":
             objectives, constraints = predict_latency(latency, loaded, objectives, constraints, batch)
-        if any(item.source == "measured" for item in (*objectives, *constraints)):
-            require_measurable(resolve_target(target, threads))  # before a supernet is trained
+        if measured_on is None and any(item.source == "measured" for item in (*objectives, *constraints)):
+            require_measurable(resolve_target(compiled_for, threads))  # before a supernet is trained
         supernet = prepare_supernet(
             quality,
             loaded,
@@ -135,15 +141,16 @@ def search(
             objectives, constraints = supernet.judged(objectives, constraints)
         study = open_study(
             loaded,
-            target=target,
+            target=compiled_for,
             objectives=objectives,
             constraints=constraints,
             strategy=_strategy(strategy, population, strategy_option),
             storage=folder,
             seed=seed,
             threads=threads,
+            device=measured_on,
         )
-        with study:
+        with held(measured_on), study:
             _run(study, budget, chosen, quiet=quiet, supernet=supernet)
             if remeasure:
                 _remeasure(study, seeds, quiet=quiet)
@@ -169,8 +176,8 @@ def make_objective(name: str, training: dict[str, Any], batch: int = 1) -> Objec
     if name not in known:
         hint = did_you_mean(name, known)
         raise InputError("unknown objective", where="--objective", expected=", ".join(known), found=name, hint=hint)
-    shape = {"batch": batch}
-    options: dict[str, dict[str, Any]] = {"quality": training, "latency": shape, "tuning_cost": shape}
+    shaped = {key: {"batch": batch} for key in ("latency", "energy", "memory_bytes", "tuning_cost")}
+    options: dict[str, dict[str, Any]] = {"quality": training, **shaped}
     return REGISTRY.make(name, options.get(name))
 
 
@@ -291,27 +298,6 @@ def _ship(study: Study, *, quiet: bool) -> None:
         ship(study, callback=listener)
 
 
-@contextmanager
-def told(quiet: bool, what: str) -> Iterator[Callback]:
-    """Give what tells on stderr how work on some trials goes, or nothing where that is not wanted.
-
-    Args:
-        quiet: Whether it is not wanted.
-        what: What is done to the trial whose number follows.
-    """
-    from nas.callbacks import Callback
-    from nas.progress import ShippingProgress
-
-    if quiet:
-        yield Callback()
-        return
-    listener = ShippingProgress(console(stderr=True), what)
-    try:
-        yield listener
-    finally:
-        listener.close()
-
-
 def _show_result(study: Study, out: Output, supernet: SupernetSearch | None = None) -> None:
     """Print the front as a table, where the artifacts are, and what to type next; and as JSON."""
     from nas.summary import artifact_path, format_value, front_lines, noise_lines, result_json, yardstick
@@ -369,7 +355,7 @@ def front_table(study: Study, front: tuple[Trial, ...]) -> Any:
     for trial in front:
         count = parameter_count(study, trial)
         manifest = artifact_manifest(study, trial)
-        error = manifest["verification_error"] if manifest is not None else None
+        error = manifest["functions"]["forward"]["verification_error"] if manifest is not None else None
         table.add_row(
             str(trial.number),
             mixers(trial.encoded),

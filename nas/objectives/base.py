@@ -12,8 +12,10 @@ from nas.registry import Registry
 from nas.trial import Quantity, Rival, Source
 
 if TYPE_CHECKING:
+    from codegen.devices.client import Device
     from codegen.targets.base import Target
     from ir.graph import Graph
+    from nas.devices import Timer
     from nas.tasks.base import Task
 
 Direction: TypeAlias = Literal["min", "max"]
@@ -34,6 +36,7 @@ class Context:
         number: Number of the trial.
         target: Target or its name.
         threads: Threads that a compiled model may use; None leaves it to the target.
+        device: Where latency is measured; None is this machine.
         seed: Seed of the study; every trial trains on the same stream.
         report: Called with the name of each stage.
         files: Files to keep with the trial; objectives add to it.
@@ -53,6 +56,7 @@ class Context:
     until: float = 1.0
     checkpoint: bytes | None = None
     rivals: Mapping[str, Sequence[Rival]] = field(default_factory=dict)
+    device: Device | None = None
     _graphs: dict[tuple[tuple[str, Any], ...], Graph] = field(default_factory=dict)
 
     def require_task(self, objective: str) -> Task:
@@ -79,6 +83,13 @@ class Context:
         from codegen import targets
 
         return targets.get(self.target, threads=self.threads) if isinstance(self.target, str) else self.target
+
+    @property
+    def timer(self) -> Timer:
+        """What times compiled models; it reports whom it waits for."""
+        from nas.devices import timer_of
+
+        return timer_of(self.device and self.device.telling(self.report))
 
     def graph(self, objective: str, **options: Any) -> Graph:
         """Return the architecture's graph for the task, built once for equal options.

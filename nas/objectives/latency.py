@@ -65,12 +65,11 @@ class Latency(Objective):
     def evaluate(self, context: Context) -> Quantity:
         from codegen import machine
         from codegen.cache import LibraryCache
-        from codegen.measure import measure_latency
 
         with tempfile.TemporaryDirectory(prefix="nas-latency-") as folder:
             path = self.compile(context, Path(folder))
             context.report("measuring")
-            record = measure_latency(path, threads=context.threads)
+            record = context.timer.measure_latency(path, threads=context.threads)
             if not self.wants_rivals:
                 return self.describe_record(record)
             kept = LibraryCache(machine.cache_directory() / "candidates", _KEPT_BYTES)
@@ -85,7 +84,7 @@ class Latency(Objective):
             details: dict[str, Any] = {"candidate": key}
             if rivals:
                 context.report(f"settling against trial {', '.join(str(rival.trial) for rival, _ in rivals)}")
-                record, details["settled"] = self._settle(path, record, rivals, context.threads)
+                record, details["settled"] = self._settle(path, record, rivals, context)
         return self.describe_record(record, **details)
 
     def compile(self, context: Context, folder: Path) -> Path:
@@ -107,19 +106,18 @@ class Latency(Objective):
 
     def describe_record(self, record: Record, **details: Any) -> Quantity:
         """Return a measurement as this objective's value, with its circumstances."""
-        circumstances = record.to_dict() | {"machine": record.machine["cpu"]} | details
+        about = {name: record.machine[name] for name in ("device", "tries") if name in record.machine}
+        circumstances = record.to_dict() | {"machine": record.machine["cpu"]} | about | details
         return self.quantity(record.median_ms, record.interval_ms, **circumstances)
 
     def _settle(
-        self, path: Path, alone: Record, rivals: Sequence[tuple[Rival, Path]], threads: int | None
+        self, path: Path, alone: Record, rivals: Sequence[tuple[Rival, Path]], context: Context
     ) -> tuple[Record, dict[str, Any]]:
         """Time a model in turns with its neighbours; say against whom, and whether the intervals parted."""
-        from codegen.measure import measure_together
-
         against = [rival.trial for rival, _ in rivals]
         try:
-            own, *others = measure_together(
-                [path, *(other for _, other in rivals)], threads=threads, max_seconds=self.settle_seconds
+            own, *others = context.timer.measure_together(
+                [path, *(other for _, other in rivals)], threads=context.threads, max_seconds=self.settle_seconds
             )
         except (ArtifactError, KernelCrash, KernelTimeout, MeasurementError) as error:  # the model alone is sound
             return alone, {"against": against, "parted": False, "reason": error.message}

@@ -88,11 +88,11 @@ def _graph(contents: Contents, trial: Trial) -> str:
 
 def _kernels(manifest: Mapping[str, Any] | None) -> str:
     """Count the kernels of an artifact, those with the most operations first."""
-    if manifest is None or not manifest["kernels"]:
+    if manifest is None or not manifest["functions"]["forward"]["kernels"]:
         return ""
     calls: Counter[str] = Counter()
     flops: Counter[str] = Counter()
-    for kernel in manifest["kernels"]:
+    for kernel in manifest["functions"]["forward"]["kernels"]:
         calls[kernel["kernel"]] += 1
         flops[kernel["kernel"]] += int(kernel.get("flops", 0))
     rows = [f"{'calls':>6} {'FLOP':>9}  kernel"]

@@ -127,7 +127,7 @@ def _front(contents: Contents) -> str:
 def _front_row(contents: Contents, trial: Trial, names: Sequence[str], eager: bool) -> list[str]:
     count = contents.parameters.get(trial.number)
     manifest = contents.manifests.get(trial.number)
-    error = manifest["verification_error"] if manifest is not None else None
+    error = manifest["functions"]["forward"]["verification_error"] if manifest is not None else None
     return [
         _number(contents, trial),
         escape(mixers(trial.encoded)),

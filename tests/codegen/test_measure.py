@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def test_measure_wrong_model_fails_with_reason(tmp_path: Path):
     """A model that fails its self-test is not timed."""
     tiny = tiny_artifact.make()
     wrong = {name: array + np.float32(1) for name, array in tiny.expected_outputs.items()}
-    path = replace(tiny, expected_outputs=wrong).save(tmp_path / "wrong.nas")
+    path = tiny_artifact.with_forward(tiny, expected_outputs=wrong).save(tmp_path / "wrong.nas")
     with pytest.raises(ArtifactError, match="self-test"):
         measure_latency(path, threads=1)
 
@@ -167,7 +166,10 @@ def test_measure_together_with_one_wrong_model_fails(tmp_path: Path):
     """One that fails its self-test is named, whoever it is measured with."""
     tiny = tiny_artifact.make()
     wrong = {name: array + np.float32(1) for name, array in tiny.expected_outputs.items()}
-    paths = [tiny.save(tmp_path / "tiny.nas"), replace(tiny, expected_outputs=wrong).save(tmp_path / "wrong.nas")]
+    paths = [
+        tiny.save(tmp_path / "tiny.nas"),
+        tiny_artifact.with_forward(tiny, expected_outputs=wrong).save(tmp_path / "wrong.nas"),
+    ]
     with pytest.raises(ArtifactError, match=r"wrong\.nas: the self-test"):
         measure.measure_together(paths, threads=1)
 

@@ -25,7 +25,9 @@ def tiny() -> Artifact:
     w = builder.parameter("w", axes=((Axis("i", tiny_artifact.INNER),), (Axis("o", tiny_artifact.COLUMNS),)))
     total = builder.matmul(x, w) + builder.cast(ids, "float32")
     graph = builder.build(sum=total, positive=builder.relu(total))
-    return replace(plain, graph_json=graph_to_json(graph), parameters={"w": plain.weights["w"]})
+    return replace(
+        tiny_artifact.with_forward(plain, graph_json=graph_to_json(graph)), parameters={"w": plain.weights["w"]}
+    )
 
 
 def test_peers_are_timed_in_the_same_rounds(tiny: Artifact, tmp_path: Path):
