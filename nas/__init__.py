@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from codegen.artifact import Artifact as Artifact
+    from codegen.devices.client import Device as Device
     from codegen.runtime import LoadedModel as LoadedModel
     from codegen.targets.base import Target as Target
     from ir.errors import ArtifactError as ArtifactError
@@ -53,9 +54,12 @@ if TYPE_CHECKING:
     from nas.executors.serial import Serial as Serial
     from nas.front import Front as Front
     from nas.objectives.custom import Custom as Custom
+    from nas.objectives.energy import Energy as Energy
     from nas.objectives.flops import Flops as Flops
     from nas.objectives.latency import Latency as Latency
+    from nas.objectives.memory_bytes import MemoryBytes as MemoryBytes
     from nas.objectives.params import Params as Params
+    from nas.objectives.predicted_energy import PredictedEnergy as PredictedEnergy
     from nas.objectives.predicted_latency import PredictedLatency as PredictedLatency
     from nas.objectives.quality import Quality as Quality
     from nas.objectives.state_bytes import StateBytes as StateBytes
@@ -98,6 +102,8 @@ _EXPORTS: Final[dict[str, str]] = {
     "Budget": "nas.budget",
     "Callback": "nas.callbacks",
     "Custom": "nas.objectives.custom",
+    "Device": "codegen.devices.client",
+    "Energy": "nas.objectives.energy",
     "Exact": "nas.strategies.exact",
     "Flops": "nas.objectives.flops",
     "Front": "nas.front",
@@ -105,8 +111,10 @@ _EXPORTS: Final[dict[str, str]] = {
     "Latency": "nas.objectives.latency",
     "LoadedModel": "codegen.runtime",
     "LocalSearch": "nas.strategies.local_search",
+    "MemoryBytes": "nas.objectives.memory_bytes",
     "NSGA2": "nas.strategies.nsga2",
     "Params": "nas.objectives.params",
+    "PredictedEnergy": "nas.objectives.predicted_energy",
     "PredictedLatency": "nas.objectives.predicted_latency",
     "PredictorGuided": "nas.strategies.predictor_guided",
     "Quality": "nas.objectives.quality",

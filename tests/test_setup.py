@@ -10,7 +10,7 @@ import tomli
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("requirements.lock", "requirements-bench.lock")
+LOCKS = ("requirements.lock", "requirements-bench.lock", "requirements-gpu.lock")
 
 
 def read_lock(name: str) -> list[Requirement]:

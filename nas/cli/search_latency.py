@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def predict_latency(
     given: str, space: Space, objectives: list[Objective], constraints: list[Objective], batch: int
 ) -> tuple[list[Objective], list[Objective]]:
-    """Return objectives and constraints, with those of the space on latency, with latency predicted.
+    """Return objectives and constraints, with those of the space on latency, with latency and energy predicted.
 
     Args:
         given: Value of `--latency`, other than `measured`.
@@ -28,6 +28,7 @@ def predict_latency(
             for latency.
     """
     from nas.objectives.latency import Latency
+    from nas.objectives.predicted_energy import PredictedEnergy
     from nas.objectives.predicted_latency import PredictedLatency, predict_instead
     from nas.search import space_constraints
 
@@ -41,7 +42,7 @@ def predict_latency(
         raise InputError("the profile is of another batch", where="--latency", expected=expected, found=str(batch))
     demanded = [*constraints, *(item for item in space_constraints(space) if isinstance(item, Latency))]
     judged = predict_instead(predicted, objectives), predict_instead(predicted, demanded)
-    if not any(isinstance(item, PredictedLatency) for items in judged for item in items):
-        expected = "latency among the objectives or constraints"
+    if not any(isinstance(item, PredictedLatency | PredictedEnergy) for items in judged for item in items):
+        expected = "latency or energy among the objectives or constraints"
         raise InputError("there is no latency to predict", where="--latency", expected=expected, found=given)
     return judged

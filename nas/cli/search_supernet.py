@@ -57,7 +57,7 @@ class SupernetSearch:
         from nas.supernet.search import alone_score
 
         audit = self.prepared.audit
-        scores = {trial.number: alone_score(study, trial.number) for trial in study.trials}
+        scores = {trial.number: alone_score(trial, self.quality.name) for trial in study.trials}
         return {
             "quality_source": self.prepared.objective.source,
             "audit": {"tau": audit.tau, "interval": list(audit.interval), "threshold": audit.threshold}
@@ -72,7 +72,7 @@ class SupernetSearch:
 
         found = [f"  {self.prepared.audit}"]
         for trial in study.trials:
-            alone = alone_score(study, trial.number)
+            alone = alone_score(trial, self.quality.name)
             if alone is not None:
                 shared = format_quantity(trial.quantities[self.quality.name])
                 found.append(f"  trial {trial.number}: {shared}; trained alone: {format_quantity(alone)}")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nas.objectives.base import Context, Objective
+from nas.objectives.energy import Energy
 from nas.objectives.latency import Latency
+from nas.objectives.predicted_energy import PredictedEnergy
 from nas.predictors.profile import Profile, load_profile, transferred
 from nas.trial import Quantity, Source
 
@@ -62,10 +64,19 @@ class PredictedLatency(Objective):
 
 
 def predict_instead(predicted: PredictedLatency, metrics: Iterable[Objective]) -> list[Objective]:
-    """Return objectives or constraints with predictions in place of measured latencies, bounds kept.
+    """Return objectives or constraints with predictions in place of measured latencies and energies, bounds kept.
 
     Args:
         predicted: What predicts.
         metrics: Objectives or constraints.
+
+    Raises:
+        InputError: Energy is asked for, and the profile holds none.
     """
-    return [replace(predicted, max_ms=item.max_ms) if isinstance(item, Latency) else item for item in metrics]
+    return [_instead(predicted, item) for item in metrics]
+
+
+def _instead(predicted: PredictedLatency, item: Objective) -> Objective:
+    if isinstance(item, Latency):
+        return replace(predicted, max_ms=item.max_ms)
+    return PredictedEnergy.of(predicted.profile, max=item.max) if isinstance(item, Energy) else item

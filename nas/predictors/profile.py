@@ -1,4 +1,4 @@
-"""The profile of a device: how long some models take on it, one JSON file.
+"""The profile of a device: how long some models take on it, and what energy where that was asked, one JSON file.
 
 It holds features of graphs rather than of choices, so it serves other spaces than the one that was measured, too.
 """
@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ class Sample:
         latency_ms: Measured median.
         interval_ms: Its 95 % interval.
         noisy: Whether the machine was disturbed meanwhile.
+        energy_j: Measured joules a call; None where nobody asked.
     """
 
     architecture: dict[str, Any]
@@ -46,10 +47,13 @@ class Sample:
     latency_ms: float
     interval_ms: tuple[float, float] | None = None
     noisy: bool = False
+    energy_j: float | None = None
 
     def __post_init__(self) -> None:
         if not all(0 < time < math.inf for time in (self.roofline_ms, self.latency_ms)):
             raise ValueError(f"times of sample {self.hash[:12]} are not positive")
+        if self.energy_j is not None and not 0 < self.energy_j < math.inf:
+            raise ValueError(f"the energy of sample {self.hash[:12]} is not positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +90,16 @@ class Profile:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all that decides a prediction."""
-        import msgspec
+        """Hash of all that decides a prediction of latency."""
+        samples = [
+            {name: fact for name, fact in asdict(sample).items() if name != "energy_j"} for sample in self.samples
+        ]
+        return self._hash(samples)
 
-        decisive = (self.fma_peak_gflops, self.copy_gbs, self.batch, self.samples, self.spread)
-        return hashlib.sha256(msgspec.json.encode(decisive)).hexdigest()
+    @cached_property
+    def energy_sha256(self) -> str:
+        """Hash of all that decides a prediction of energy."""
+        return self._hash([(sample.features, sample.roofline_ms, sample.energy_j) for sample in self.energy_samples()])
 
     @cached_property
     def model(self) -> RooflineLatency:
@@ -103,6 +112,46 @@ class Profile:
             [sample.latency_ms for sample in self.samples],
         )
 
+    @cached_property
+    def energy_model(self) -> RooflineLatency:
+        """The predictor of energy: the roofline's time times a factor, in joules."""
+        from nas.predictors.roofline import RooflineLatency
+
+        samples = self.energy_samples()
+        return RooflineLatency.fit(
+            [sample.features for sample in samples],
+            [sample.roofline_ms for sample in samples],
+            [sample.energy_j or 0.0 for sample in samples],
+        )
+
+    def energy_samples(self) -> list[Sample]:
+        """Return the samples whose energy was measured.
+
+        Raises:
+            InputError: There is none.
+        """
+        found = [sample for sample in self.samples if sample.energy_j is not None]
+        if found:
+            return found
+        raise InputError(
+            "the profile holds no energy",
+            where=self.name,
+            expected="samples with their energy, measured on the device itself",
+            found="latency alone",
+            hint="`nas profile SPACE --energy --out NAME` adds it, where the machine counts energy",
+        )
+
+    def predict_energy(self, graph: Graph) -> Quantity:
+        """Return the energy of a call on the device, joules, as `predict` returns its latency.
+
+        Args:
+            graph: Model at the profile's batch.
+
+        Raises:
+            InputError: No sample has its energy.
+        """
+        return self._predict(self.energy_model, self.energy_samples(), graph, "J")
+
     def predict(self, graph: Graph) -> Quantity:
         """Return the latency of a model on the device, milliseconds, marked as predicted, with a 95 % interval.
 
@@ -111,17 +160,26 @@ class Profile:
         Args:
             graph: Model at the profile's batch.
         """
+        return self._predict(self.model, self.samples, graph, "ms")
+
+    def _hash(self, samples: Any) -> str:
+        import msgspec
+
+        decisive = (self.fma_peak_gflops, self.copy_gbs, self.batch, samples, self.spread)
+        return hashlib.sha256(msgspec.json.encode(decisive)).hexdigest()
+
+    def _predict(self, model: RooflineLatency, samples: Sequence[Sample], graph: Graph, unit: str) -> Quantity:
         import numpy as np
 
         features, least_ms = graph_features(graph, self)
-        found = self.model.predict([features], [least_ms])
+        found = model.predict([features], [least_ms])
         mean = float(found.mean_N[0])
         std = math.hypot(float(found.std_N[0]), mean * self.spread)
-        known = np.array([sample.roofline_ms for sample in self.samples])
-        details: dict[str, Any] = {"profile": self.name, "samples": len(self.samples), "roofline_ms": least_ms}
+        known = np.array([sample.roofline_ms for sample in samples])
+        details: dict[str, Any] = {"profile": self.name, "samples": len(samples), "roofline_ms": least_ms}
         details |= {"machine": self.machine.get("cpu"), "threads": self.threads}
         details |= {} if known.min() / 2 <= least_ms <= known.max() * 2 else {"outside": True}
-        [quantity] = found.quantities("ms")
+        [quantity] = found.quantities(unit)
         return replace(quantity, interval=(max(mean - 1.96 * std, 0.0), mean + 1.96 * std), details=details)
 
     def save(self, path: Path) -> None:
@@ -200,7 +258,7 @@ def transferred(new: Profile, known: Sequence[Profile]) -> Profile:
     transfer = replace(DeviceTransfer.of(known_ND, len(rows)), samples=rows)
     found = transfer.predict([measured[shared[row].hash] for row in rows])
     samples = tuple(
-        replace(sample, latency_ms=measured.get(sample.hash, float(mean)), interval_ms=None)
+        replace(sample, latency_ms=measured.get(sample.hash, float(mean)), interval_ms=None, energy_j=None)
         for sample, mean in zip(shared, found.mean_N, strict=True)
     )
     base = known[0]

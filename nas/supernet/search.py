@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ir.errors import InputError, StorageError
 from ir.files import replace_file
 from nas.evaluate import Evaluator
+from nas.front import nominal_front
 from nas.goals import Goals
 from nas.objectives.base import Objective
 from nas.objectives.quality import WEIGHTS_FILE, Quality
@@ -19,7 +21,7 @@ from nas.supernet.audit import ANCHORS, LEAST_TAU, Audit, audit_supernet, draw_a
 from nas.supernet.finalists import Pair, next_finalist
 from nas.training.budget import TrainOptions
 from nas.training.fit import Progress
-from nas.trial import Quantity
+from nas.trial import Quantity, Trial
 
 if TYPE_CHECKING:
     from nas.study import Study
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 SUPERNET_FILE: Final = "supernet.safetensors"
 AUDIT_FILE: Final = "supernet_audit.json"
-ALONE_FILE: Final = "trained_alone.json"
 STEPS_PER_STEP: Final = 3  # of the supernet, for each step of a model alone
 
 Notice = Callable[[str], None]
@@ -130,9 +131,10 @@ def prepare_quality(
 def train_winners(
     study: Study, quality: Quality, prepared: Prepared, *, count: int | None = None, notice: Notice | None = None
 ) -> dict[int, Quantity]:
-    """Train the most promising trials of a study alone, and keep their weights and scores with them.
+    """Train the most promising trials of a study alone, keep their weights, and record their scores.
 
-    Each choice knows what training alone gave before, the anchors included; see `next_finalist`.
+    Each choice knows what training alone gave before, the anchors included; see `next_finalist`. A score is recorded as
+    a second measurement, so it takes the place of the supernet's on the front; see `nas.front`.
 
     Args:
         study: A study whose quality a supernet gave.
@@ -145,21 +147,22 @@ def train_winners(
         The scores by trial number; those of an earlier call count and are not made again.
 
     Raises:
-        StorageError: A file cannot be written.
+        StorageError: Weights or a score cannot be written.
     """
     quality = quality.bind(study.evaluator.task)
-    scores = {t.number: score for t in study.trials if (score := alone_score(study, t.number)) is not None}
-    wanted = len(study.pareto_front()) if count is None else count
+    scores = {t.number: score for t in study.trials if (score := alone_score(t, quality.name)) is not None}
+    first = (trial.changed(remeasured={}) for trial in study.trials)
+    wanted = len(nominal_front(first, study.goals)) if count is None else count
     while len(scores) < wanted:
         alone = {number: score.value for number, score in scores.items()}
         trial = next_finalist(study.trials, study.goals, quality.name, alone, prepared.pairs)
         if trial is None:
             break
         context = study.evaluator.context(trial.architecture, trial.number)
+        started = time.monotonic()
         found = quality.evaluate(context)
         study.storage.write_file(trial.number, WEIGHTS_FILE, context.files[WEIGHTS_FILE])
-        record = {"value": found.value, "unit": found.unit, "source": found.source, "details": dict(found.details)}
-        study.storage.write_file(trial.number, ALONE_FILE, json.dumps(record).encode())
+        study.record_remeasured(trial.number, {quality.name: found}, time.monotonic() - started)
         scores[trial.number] = found
         if notice is not None:
             shared = trial.values.get(quality.name, float("nan"))
@@ -167,20 +170,15 @@ def train_winners(
     return scores
 
 
-def alone_score(study: Study, number: int) -> Quantity | None:
+def alone_score(trial: Trial, name: str) -> Quantity | None:
     """Return what a trial scored when it was trained alone after the search, None where it was not.
 
-    Raises:
-        StorageError: The file is damaged.
+    Args:
+        trial: Trial of a study whose quality a supernet gave.
+        name: Name of the objective.
     """
-    data = study.read_file(number, ALONE_FILE)
-    if data is None:
-        return None
-    try:
-        record = json.loads(data)
-        return Quantity(float(record["value"]), record["unit"], record["source"], details=record["details"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError("a score is damaged", where=f"trial {number}, {ALONE_FILE}", found=repr(error)) from error
+    found = trial.remeasured.get(name)
+    return found if found is not None and found.source == "trained" else None
 
 
 def _steps_alone(quality: Quality, positions: int) -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from codegen import lower, targets
 from codegen.cache import LibraryCache
-from codegen.compile import compile_graph, sample_inputs, torch_outputs
+from codegen.compile import compile_graph, torch_outputs
+from codegen.inputs import sample_inputs
 from codegen.packing import PackedWeights
 from codegen.targets.base import Target
 from ir.builder import Builder
@@ -68,7 +69,7 @@ def print_phases(graph: Graph, target: Target) -> None:
     with phase("key of the library"):
         key = program.key(target)
     with phase("write TIR and Relax"):
-        module = lower._relax_module(lowered, weights, target)
+        module = lower.relax_module({"forward": (lowered, weights)}, target)
     with phase("passes, LLVM, link"):
         library = lower._library(module, target)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from ir.cost import node_costs
 from ir.errors import InputError
 from nas.predictors.ensemble import Ensemble
 from nas.predictors.features import FeatureTable, flatten
-from nas.predictors.layer_process import LayerColumns, LayerProcess
+from nas.predictors.layer_process import LayerColumns, LayerProcess, _likelihood
 from nas.predictors.roofline import RooflineLatency, roofline_ms
 from nas.tasks import get as get_task
 from searchspaces.space import load_space
@@ -73,6 +73,24 @@ def test_left_out_predictions_are_those_of_a_process_without_the_point():
     dual = np.linalg.solve(k_NN[np.ix_(rest, rest)] + process._noise * np.eye(29), z_N[rest])
     expected = values.mean() + values.std() * float(k_NN[0, rest] @ dual)
     assert process.unseen_N[0] == pytest.approx(expected, abs=1e-8)
+
+
+def test_slope_of_the_likelihood_is_what_finite_differences_give():
+    """Also where two points coincide, whose kernel has no slope of its own."""
+    points, values = _models(np.random.default_rng(3), 12)
+    points[5] = points[4]
+    table = FeatureTable.of(points)
+    columns = LayerColumns.of(table)
+    scaled_NJ = columns.make(table.matrix(points))
+    scaled_JN = (scaled_NJ / columns.sizes(scaled_NJ)).T
+    apart_JNN = np.abs(scaled_JN[:, :, None] - scaled_JN[:, None, :]).astype(np.float32)
+    start = columns.start(apart_JNN)
+    _, slope = _likelihood(columns, start, apart_JNN, values)
+    for place in (0, 3, columns.layers, len(start) - 3, len(start) - 2, len(start) - 1):
+        step = np.zeros(len(start))
+        step[place] = 1e-2  # distances are float32: a smaller step would measure their rounding
+        ends = [_likelihood(columns, start + sign * step, apart_JNN, values)[0] for sign in (1, -1)]
+        assert slope[place] == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=2e-2, abs=1e-3)
 
 
 def test_refitted_ensembles_have_seen_every_point():

@@ -16,9 +16,11 @@ from nas.api import get_task
 from nas.cli.app import app
 from nas.cli.search import objective_names
 from nas.goals import Goals
+from nas.objectives.energy import Energy
 from nas.objectives.flops import Flops
 from nas.objectives.latency import Latency
 from nas.objectives.params import Params
+from nas.objectives.predicted_energy import PredictedEnergy
 from nas.objectives.predicted_latency import PredictedLatency, predict_instead
 from nas.predictors.profile import graph_features, load_profile, profile_folder, profile_path, transferred
 from nas.predictors.roofline import roofline_ms
@@ -276,6 +278,47 @@ def test_search_with_predictions_is_deterministic_measures_nothing_and_is_marked
     assert set(loaded.front().unsettled.values()) == {"latency is predicted"}
     assert quality_name(loaded) is None
     assert {trial["source"]["latency"] for trial in result_json(loaded)["front"]} == {"predicted"}
+
+
+@dataclass
+class Meter:
+    """Count energy by a formula: ten watts for as long as the model runs."""
+
+    counted: list = field(default_factory=list)
+
+    def evaluate(self, context):
+        self.counted.append(context.architecture)
+        return Quantity(0.01 * true_ms(context.graph("energy")), "J", "measured")
+
+
+def test_energy_is_added_to_a_profile_and_predicted_from_it(tmp_path):
+    """Samples that are there get it without being timed again; predictions are marked and near; latency's stay."""
+    before, path = make(12)
+    with pytest.raises(InputError, match="holds no energy"):
+        PredictedEnergy.of(path)
+    watch, meter = Stopwatch(), Meter()
+    _, path = make(12, watch=watch, energy=meter)
+    assert (len(watch.measured), len(meter.counted)) == (0, 12)
+    make(12, watch=watch, energy=meter)
+    assert len(meter.counted) == 12
+    assert load_profile(path).sha256 == before.sha256
+    middle = graph_of(load_space(SPACE).centroid())
+    predicted = load_profile(path).predict_energy(middle)
+    assert (predicted.source, predicted.unit) == ("predicted", "J")
+    assert predicted.interval is not None
+    assert predicted.interval[0] <= 0.01 * true_ms(middle) <= predicted.interval[1]
+    bounded = predict_instead(PredictedLatency.of(path), [Energy(max=0.5)])
+    assert [(item.name, item.source, item.bounds) for item in bounded] == [("energy", "predicted", (None, 0.5))]
+    study = search(SPACE, objectives=[PredictedEnergy.of(path), Params()], strategy="random", budget=3)
+    assert {trial.sources["energy"] for trial in study.trials} == {"predicted"}
+
+
+def test_energy_does_not_pass_from_device_to_device():
+    """A profile that was filled up from another device holds that one's latencies scaled, and no energy."""
+    known, _ = make(12, "known", energy=Meter())
+    new, _ = make(4, "new")
+    with pytest.raises(InputError, match="holds no energy"):
+        transferred(new, [known]).energy_samples()
 
 
 def test_a_profile_that_grew_does_not_resume_a_search(tmp_path):

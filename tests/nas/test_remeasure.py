@@ -120,6 +120,44 @@ def test_front_is_never_certain_by_scores_that_stand_for_others(source):
     assert front.status(front.possible[0]) == "possible"
 
 
+def by_supernet(number: int, cost: float, shared: float, alone: float | None = None) -> Trial:
+    """A trial whose b a supernet scored, and that may have been trained alone after the search."""
+    found = trial(number, a=measured(cost, source="counted"), b=measured(shared, source="supernet"))
+    return found if alone is None else found.changed(remeasured={"b": measured(alone, source="trained")})
+
+
+def test_front_of_a_supernet_search_is_certain_once_its_winners_are_trained_alone():
+    """Scores trained alone are compared with each other; a supernet's, on another scale, with those of supernets."""
+    trials = [by_supernet(0, 1, 9), by_supernet(1, 2, 8), by_supernet(2, 3, 8.5)]
+    assert split(*trials) == (set(), {0, 1})
+    trials[0] = by_supernet(0, 1, 9, alone=2.0)
+    front = Front.of(trials, two_goals())
+    assert [one.number for one in front.nominal] == [0]
+    assert ([one.number for one in front.certain], front.unsettled) == ([0], {1: "b is from a supernet"})
+    trials[1] = by_supernet(1, 2, 8, alone=1.0)
+    assert split(*trials) == ({0, 1}, set())
+    trials[1] = by_supernet(1, 2, 8, alone=3.0)
+    assert split(*trials) == ({0}, set())
+
+
+def test_front_of_a_supernet_search_is_doubted_by_better_scores_of_the_untrained():
+    """Who was trained alone is not certain while another looks better by the supernet."""
+    trials = [by_supernet(0, 2, 9, alone=2.0), by_supernet(1, 1, 8)]
+    front = Front.of(trials, two_goals())
+    assert front.certain == ()
+    assert "look better" in front.unsettled[0]
+    assert front.unsettled[1] == "b is from a supernet"
+
+
+def test_front_has_no_winners_apart_where_none_has_all_values_of_the_better_kind():
+    """Each of two trials lacks one of them: both stay on the front by what they have."""
+    one = trial(0, a=measured(1, source="predicted"), b=measured(3, source="trained"))
+    other = trial(1, a=measured(2, source="counted"), b=measured(2, source="supernet"))
+    front = Front.of([one, other], two_goals())
+    assert [trial.number for trial in front.nominal] == [0, 1]
+    assert set(front.unsettled) == {0, 1}
+
+
 def test_front_takes_counted_and_trained_values_as_they_are():
     """What repeats exactly needs no second look."""
     assert split(trial(0, a=measured(1, source="counted"), b=measured(3, source="trained"))) == ({0}, set())

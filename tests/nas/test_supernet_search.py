@@ -74,13 +74,18 @@ def test_a_search_ranks_by_the_supernet_and_trains_its_winners(tmp_path: Path) -
     for trial in study.trials:
         assert trial.values["quality"] == supernet.evaluate(trial.architecture, recall_task()).quality
     heard: list[str] = []
+    by_shared_weights = study.pareto_front()
     scores = train_winners(study, quality, prepared, notice=heard.append)
-    assert len(heard) == len(scores) == len(study.pareto_front())
+    assert len(heard) == len(scores) == len(by_shared_weights)
+    assert {trial.number for trial in study.pareto_front()} <= set(scores)
     assert {score.source for score in scores.values()} == {"trained"}
     assert all(study.read_file(number, WEIGHTS_FILE) for number in scores)
     assert train_winners(study, quality, prepared, notice=heard.append) == scores
     assert len(heard) == len(scores)
     assert len(train_winners(study, quality, prepared, count=9)) == len(study.trials)
+    assert study.front().certain == study.pareto_front()
+    assert study.front().possible == ()
+    study.close()
     again, _, repeated = search_by_supernet(tmp_path / "run", -1.0)
     assert repeated.audit == prepared.audit
     assert [trial.values for trial in again.trials] == [trial.values for trial in study.trials]
