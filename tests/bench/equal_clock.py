@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_supernet import OPTIONS, STEPS, TASKS, make_space
+from bench_supernet import OPTIONS, TASKS, make_space
 
 from ir.cost import profile
 from nas import pareto, tasks
@@ -31,10 +31,11 @@ from searchspaces.architecture import Architecture
 from searchspaces.space import Space
 
 TASK = "char_lm"
+SUPERNET_STEPS, ALONE_STEPS = 500, 400
 RIVALS = ("random", "regularized_evolution")
 SCREENED = 192
 """Trials that the supernet scores."""
-WINNERS = 36
+WINNERS = 20
 """Those of them that are trained alone."""
 Points = list[tuple[float, float]]
 """Validation loss and FLOPs of models trained alone."""
@@ -45,7 +46,7 @@ def by_supernet(space: Space, task: Task, quality: Quality, seed: int) -> tuple[
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nas-clock-") as name:
         folder = Path(name)
-        prepared = prepare_quality(space, task, quality, folder, seed=seed, steps=STEPS[TASK][0])
+        prepared = prepare_quality(space, task, quality, folder, seed=seed, steps=SUPERNET_STEPS)
         costs = [flops(anchor, task) for anchor in prepared.anchors]
         points = list(zip(prepared.audit.alone, costs, strict=True))
         goals = [prepared.objective, Flops()]
@@ -84,7 +85,7 @@ def volumes(found: dict[str, Points]) -> dict[str, float]:
 def compare(seed: int) -> dict[str, Any]:
     """Run every search for one seed."""
     space, task = make_space(TASK), tasks.get(TASK, **TASKS[TASK])
-    quality = Quality(steps=STEPS[TASK][1], options=OPTIONS[TASK])
+    quality = Quality(steps=ALONE_STEPS, options=OPTIONS[TASK])
     points, seconds, facts = by_supernet(space, task, quality, seed)
     found = {"supernet": points}
     for strategy in RIVALS:
