@@ -244,6 +244,15 @@ class _Work:
         )
 
 
+def is_measurable(target: Target) -> bool:
+    """Tell whether code for a target runs on this machine."""
+    try:
+        require_measurable(target)
+    except TargetUnavailable:
+        return False
+    return True
+
+
 def require_measurable(target: Target) -> None:
     """Check that code for a target runs on this machine.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ir.errors import InputError, NasError
 from nas.callbacks import Callback
 from nas.evaluate import concerns_study
 from nas.objectives.quality import WEIGHTS_FILE
+from nas.profile import is_measurable
 from nas.study import Study
 from nas.trial import Trial
 
@@ -97,7 +97,7 @@ def compile_trial(
     described = {"trial": trial.number, "hash": trial.hash, "values": trial.values, "units": trial.units}
     described |= {"sources": trial.sources, "architecture": dict(trial.encoded)}
     replace(artifact, metadata={**artifact.metadata, **described}).save(path)
-    if context.device is None and target.architecture != platform.machine():
+    if context.device is None and not is_measurable(target):
         return
     callback.on_stage(trial.number, "measuring")
     record_latency(path, context.timer.measure_latency(path, threads=context.threads).to_dict())

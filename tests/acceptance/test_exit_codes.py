@@ -6,21 +6,36 @@ import json
 
 import pytest
 
+from codegen.artifact import read
 from tests.acceptance.driving import SPACE, files_below, run, run_here, run_well, search_arguments, write_space
 
 
-@pytest.mark.parametrize("objectives", [("latency",), ("quality",), ("params",)])
-def test_target_that_is_not_here_is_refused_with_the_ways_out(tmp_path, capfd, objectives):
-    """Exit code 3 before anything is trained or written, whatever is judged: models are compiled for it at the end."""
+def test_latency_of_a_target_that_is_not_here_is_refused_with_the_ways_out(tmp_path, capfd):
+    """Exit code 3 before anything is trained or written."""
     space = write_space(tmp_path)
-    options = [part for name in objectives for part in ("--objective", name)]
     before = files_below(tmp_path)
-    done = run_here(capfd, search_arguments(space, tmp_path / "run", "--target", "cuda", "--json", *options, trials=1))
+    arguments = search_arguments(
+        space, tmp_path / "run", "--target", "arm64", "--json", "--objective", "latency", trials=1
+    )
+    done = run_here(capfd, arguments)
     assert done.returncode == 3, done.stderr
-    assert "target 'cuda' is not available" in done.stderr
-    assert "cpu" in done.stderr and "hint: " in done.stderr
+    assert "latency on 'arm64' cannot be measured" in done.stderr
+    assert "--device" in done.stderr and "hint: " in done.stderr
     assert done.stdout == ""
     assert files_below(tmp_path) == before
+
+
+def test_search_without_latency_ships_for_a_target_that_is_not_here(tmp_path, capfd):
+    """Nothing has to be measured, so the front is compiled for the device and said to be unmeasured."""
+    arguments = search_arguments(
+        write_space(tmp_path), tmp_path / "run", "--target", "metal", "--json", "--objective", "params", trials=1
+    )
+    done = run_here(capfd, arguments)
+    assert done.returncode == 0, done.stderr
+    [path] = (tmp_path / "run" / "artifacts").glob("*.nas")
+    shipped = read(path)
+    assert (shipped.target["name"], shipped.latency) == ("metal", None)
+    assert shipped.unverified
 
 
 @pytest.mark.parametrize(
