@@ -103,7 +103,7 @@ def test_library_runs_under_the_emulator(tmp_path: Path, monkeypatch: pytest.Mon
     doubled = [*inputs.values(), *(2 * array for array in made.weights.values())]
     wrong = cross.run_library(made.library, doubled, outputs, TARGET.threads)
     with pytest.raises(compiling.VerificationError):
-        compiling._verify(small(), dict(made.expected_outputs), wrong)
+        compiling._verify(small(), dict(made.parameters), inputs, dict(made.expected_outputs), wrong)
 
 
 @needs_compiler

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import Phase, assume, given, settings
 
+from codegen import compile as compiling
 from codegen import lower, runtime, targets
 from codegen.artifact import Artifact
 from codegen.compile import TOLERANCE, compile_graph, describe_kernels
@@ -166,6 +169,29 @@ def test_nan_in_weights_is_found() -> None:
         compile_graph(graph, params, TARGET)
     assert error.value.where == "output y"
     assert error.value.found == "values that are not finite"
+
+
+@pytest.mark.parametrize("blurred", [(torch.float32,), (torch.float32, torch.float64)])
+def test_float64_decides_where_torch_rounds_too_much(
+    blurred: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A float32 result of torch that is off by more than is allowed does no harm; a float64 one does."""
+    graph, params = small()
+    exact = compiling.torch_outputs
+
+    def blur(graph: Graph, params: Any, inputs: Any, dtype: torch.dtype = torch.float32) -> dict[str, np.ndarray]:
+        return {
+            name: array * (1.01 if dtype in blurred else 1.0)
+            for name, array in exact(graph, params, inputs, dtype).items()
+        }
+
+    monkeypatch.setattr(compiling, "torch_outputs", blur)
+    if torch.float64 in blurred:
+        with pytest.raises(VerificationError, match="disagrees"):
+            compile_graph(graph, params, TARGET)
+    else:
+        error = compile_graph(graph, params, TARGET).verification_error
+        assert error is not None and error < 1e-5
 
 
 def test_overflow_is_found() -> None:
