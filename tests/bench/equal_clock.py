@@ -1,9 +1,10 @@
 """Searches of equal wall-clock time: python tests/bench/equal_clock.py --json
 
 For each seed a supernet is trained and audited, predictor-guided evolution searches by its scores, and the winners are
-trained alone; where the audit fails as many trials are trained instead. Random search and regularized evolution, which train every candidate, then get exactly as long. What
-counts of each search are the models that it trained alone, all for the same number of steps, by validation loss and
-FLOPs; the hypervolumes lie in the box that all of them span for a seed. For a quiet machine: a busy one trains less.
+trained alone; where the audit fails as many trials are trained instead. Random search and regularized evolution, which
+train every candidate, then get exactly as long. What counts of each search are the models that it trained alone, all
+for the same number of steps, by validation loss and FLOPs; the hypervolumes lie in the box that all of them span for a
+seed. For a quiet machine: a busy one trains less.
 """
 
 from __future__ import annotations
