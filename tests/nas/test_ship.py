@@ -61,7 +61,7 @@ def compiled(monkeypatch):
     }
     for name, module in fakes.items():
         monkeypatch.setitem(sys.modules, name, cast(Any, module))
-    here = SimpleNamespace(architecture=platform.machine())
+    here = SimpleNamespace(name="here", architecture=platform.machine(), gpu=None)
     monkeypatch.setattr(Context, "resolve_target", lambda self: here)
     monkeypatch.setattr(Context, "graph", lambda self, objective, **options: _graph_of(self.architecture))
     return graphs
@@ -114,7 +114,7 @@ def test_ship_compiles_the_front_with_trained_weights_once(tmp_path, compiled):
 
 def test_ship_for_another_processor_measures_nothing(tmp_path, compiled, monkeypatch):
     """The file is there, without a latency that no machine has measured."""
-    elsewhere = SimpleNamespace(architecture="elsewhere")
+    elsewhere = SimpleNamespace(name="there", architecture="elsewhere", gpu=None)
     monkeypatch.setattr(Context, "resolve_target", lambda self: elsewhere)
     with finished_study(tmp_path) as study:
         [path] = ship(study).values()
