@@ -5,7 +5,6 @@ Runs in a worker process, as `codegen.several` does for other targets.
 
 from __future__ import annotations
 
-import importlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -31,8 +30,6 @@ from ir.graph import Graph
 SHARED: Final = "shared library"
 OBJECTS: Final = "tar of objects"
 """What the host library is: linked, or objects to be linked on a machine of the device's system."""
-BUILDERS: Final[Mapping[str, str]] = {}
-"""For a kind of device, the module whose `build_and_run` serves it instead of this one's."""
 
 Parts = Mapping[str, tuple[Lowered, PackedWeights]]
 
@@ -71,10 +68,6 @@ def build_and_run(
         KernelCrash: A program ended its process.
     """
     assert target.gpu is not None
-    if target.gpu.kind in BUILDERS:
-        return importlib.import_module(BUILDERS[target.gpu.kind]).build_and_run(
-            graphs, params, target, database, inputs
-        )
     parts: dict[str, tuple[Lowered, PackedWeights]] = {}
     for name, graph in graphs.items():
         lowered = lower.lower(graph, target, database)

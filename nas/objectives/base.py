@@ -196,4 +196,23 @@ class Counted(Objective):
         return self.min, self.max
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountedCall(Counted):
+    """A number read off the kernels that a compiler would choose for one call, which takes lowering the graph.
+
+    Attributes:
+        batch: Sequences per call.
+        seq_len: Tokens per sequence; None takes the task's length.
+    """
+
+    cheap: bool = False
+    batch: int = 1
+    seq_len: int | None = None
+
+    @property
+    def settings(self) -> dict[str, int]:
+        given = {"batch": self.batch} if self.batch != 1 else {}
+        return given | ({} if self.seq_len is None else {"seq_len": self.seq_len})
+
+
 REGISTRY: Registry[Objective] = Registry("objective", "nas.objectives", Objective)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nas.objectives.base import Context, Counted
+from nas.objectives.base import Context, CountedCall
 from nas.trial import Quantity
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryBytes(Counted):
+class MemoryBytes(CountedCall):
     """Count the bytes of parameters, of values between kernels, and of outputs, as the compiler plans them.
 
     Nothing is compiled. Inputs are the caller's; what packing adds to parameters, and scratch memory of a running
@@ -22,14 +22,6 @@ class MemoryBytes(Counted):
 
     name: str = "memory_bytes"
     unit: str = "bytes"
-    cheap: bool = False
-    batch: int = 1
-    seq_len: int | None = None
-
-    @property
-    def settings(self) -> dict[str, int]:
-        given = {"batch": self.batch} if self.batch != 1 else {}
-        return given | ({} if self.seq_len is None else {"seq_len": self.seq_len})
 
     def evaluate(self, context: Context) -> Quantity:
         from codegen import lower

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nas.objectives.base import Context, Counted
+from nas.objectives.base import Context, CountedCall
 from nas.trial import Quantity
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuningCost(Counted):
+class TuningCost(CountedCall):
     """Count the distinct kernels that the target's tuning database has no record of: what tuning this model would add.
 
     Kernels without alternatives need no tuning and are not counted. Nothing is compiled. The database grows with every
@@ -22,14 +22,6 @@ class TuningCost(Counted):
 
     name: str = "tuning_cost"
     unit: str = "kernels"
-    cheap: bool = False
-    batch: int = 1
-    seq_len: int | None = None
-
-    @property
-    def settings(self) -> dict[str, int]:
-        given = {"batch": self.batch} if self.batch != 1 else {}
-        return given | ({} if self.seq_len is None else {"seq_len": self.seq_len})
 
     def evaluate(self, context: Context) -> Quantity:
         from codegen import lower
