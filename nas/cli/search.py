@@ -73,7 +73,7 @@ def search(
     ] = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="quality, latency, params, flops or state_bytes; repeat it. By default the first two."),
+        typer.Option(help="As `nas list objectives` prints them; repeat it. By default quality and latency."),
     ] = None,
     constraint: Annotated[
         list[str] | None, typer.Option(help="Such as 'params<=20e6' or 'latency<=5'; repeat it.")
