@@ -15,7 +15,7 @@ from codegen.targets.base import Target
 from ir.errors import CompileError, KernelCrash, KernelTimeout
 
 COMPILE_TIMEOUT_S: Final = 120.0
-RUN_TIMEOUT_S: Final = 300.0  # an emulator takes some hundred times as long as a processor
+RUN_TIMEOUT_S: Final = 600.0  # an emulator takes some hundred times as long as a processor
 
 CROSS_COMPILER: Final = "aarch64-linux-gnu-gcc"
 _EMULATORS: Final = ("qemu-aarch64-static", "qemu-aarch64")

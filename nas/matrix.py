@@ -1,17 +1,22 @@
 """Every published architecture compiled for every target and written in every format: what works, and why the rest not.
 
-Cells are filled in a worker process with a time-out, so that a crash or a hang costs one cell.
+Cells are filled in worker processes with a time-out, so that a crash or a hang costs one cell. Several rows are filled
+side by side, each on CPUs of its own.
 """
 
 from __future__ import annotations
 
+import os
+import queue
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from codegen import machine
 from codegen.workers import RemoteError, Worker
 from ir.errors import InputError, NasError, TargetUnavailable, did_you_mean
 
@@ -22,11 +27,15 @@ TARGETS: Final = ("cpu", "arm64", "cuda:sm_90", "metal", "opencl")
 """Columns of the matrix where no targets are named; one that is not to be had is said to be so."""
 ARTIFACT: Final = "nas"
 """The format of the columns that are named after a target."""
-CELL_LIMIT_S: Final = 600.0
+CELL_LIMIT_S: Final = 1200.0
+"""Time for one cell; under an emulator a model of long sequences takes minutes."""
 _APART: Final = 0.02
 """Deviation of what is added to weights that start at nothing: a usual one of initial weights."""
 _NOTHING: Final = 1e-4
 """Layer scales start at most here."""
+_JOB_BYTES: Final = 8 << 30
+"""Memory that a row may take: published models with their weights in several forms."""
+_POLL_S: Final = 0.05
 _SHORT: Final = 200
 """Characters of a reason in a table."""
 
@@ -126,27 +135,75 @@ def models(text: str | None = None) -> list[str]:
     return wanted
 
 
+def usual_jobs() -> int:
+    """Return how many rows this machine fills side by side: one for each CPU, where the memory suffices."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(machine.available_cpus()), round(memory / _JOB_BYTES)))
+
+
 def fill(
-    names: Sequence[str], wanted: Sequence[Column], *, limit_s: float = CELL_LIMIT_S
-) -> Iterator[tuple[str, list[Cell]]]:
-    """Write models, one row after the other.
+    names: Sequence[str], wanted: Sequence[Column], *, limit_s: float = CELL_LIMIT_S, jobs: int = 1
+) -> Generator[tuple[str, list[Cell]], None, None]:
+    """Write models.
 
     Args:
         names: Published architectures.
         wanted: Columns; those that are not to be had are left out.
         limit_s: Time for one cell.
+        jobs: Rows side by side; the CPUs of this process are dealt out to them.
 
     Yields:
-        Each name with its cells, as soon as its row is done.
+        Each name with its cells, in order, as soon as its row and those before it are done.
+
+    Raises:
+        InputError: There are fewer CPUs than jobs.
     """
-    usable = [column for column in wanted if not column.unavailable]
-    for name in names:
-        with Worker() as worker:
-            yield name, [_cell(worker, name, column, limit_s) for column in usable]
+    rows = _Rows([column for column in wanted if not column.unavailable], limit_s, jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield from zip(names, pool.map(rows.fill, names), strict=True)
+        finally:
+            rows.stop()
+
+
+class _Rows:
+    """Workers that fill rows, each on its share of the CPUs."""
+
+    def __init__(self, columns: Sequence[Column], limit_s: float, jobs: int) -> None:
+        cpus = machine.available_cpus()
+        if not 1 <= jobs <= len(cpus):
+            raise InputError(
+                "each row takes a CPU of its own", where="jobs", expected=f"1 to {len(cpus)}", found=str(jobs)
+            )
+        self._columns, self._limit_s = columns, limit_s
+        self._free: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
+        for job in range(jobs):
+            self._free.put(cpus[job::jobs])
+        self._stopped = False
+        self._live: dict[tuple[int, ...], Worker] = {}
+
+    def fill(self, name: str) -> list[Cell]:
+        """Fill a row, what is left of it after `stop` excepted."""
+        share = self._free.get()
+        try:
+            with Worker(cpus=share) as worker:
+                self._live[tuple(share)] = worker
+                return [_cell(worker, name, column, self._limit_s) for column in self._columns if not self._stopped]
+        finally:
+            self._live.pop(tuple(share), None)
+            self._free.put(share)
+
+    def stop(self) -> None:
+        """End the rows that are being filled; their caller is gone."""
+        self._stopped = True
+        while self._live:
+            for worker in list(self._live.values()):
+                worker.kill()  # without effect on one that has yet to start
+            time.sleep(_POLL_S)
 
 
 def write(name: str, format: str, target: str | None, folder: str) -> dict[str, Any]:
-    """Write one published architecture, with its step where it streams and the format takes one; runs in a worker.
+    """Write one published architecture, with its step where it streams; runs in a worker.
 
     Returns:
         What `codegen.formats.Exported.to_dict` gives.
@@ -158,12 +215,10 @@ def write(name: str, format: str, target: str | None, folder: str) -> dict[str, 
     assert space.signature is not None
     architecture = space.smallest()
     graph = architecture.graph(space.signature)
-    step = None
-    if format != ARTIFACT:
-        try:
-            step = architecture.graph(space.signature, mode="step")
-        except InputError:
-            step = None  # it does not stream
+    try:
+        step = architecture.graph(space.signature, mode="step")
+    except InputError:
+        step = None  # it does not stream
     exported = into.export(
         graph,
         _weights(graph),

@@ -73,7 +73,10 @@ def compile_model(
     ] = False,
     targets: Annotated[str | None, typer.Option(help="Targets of the matrix, with commas between them.")] = None,
     formats: Annotated[str | None, typer.Option(help="Formats of the matrix, with commas between them.")] = None,
-    cell_timeout: Annotated[float, typer.Option(min=1.0, help="Seconds for one cell of the matrix.")] = 600.0,
+    cell_timeout: Annotated[float, typer.Option(min=1.0, help="Seconds for one cell of the matrix.")] = 1200.0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Rows of the matrix side by side; usually one for each CPU.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compile a model, verify it against torch, and write it to a .nas file or in another format.
@@ -90,11 +93,17 @@ def compile_model(
             parse_list(targets, "--targets") if targets else None,
             parse_list(formats, "--formats") if formats else None,
             cell_timeout,
+            jobs,
             json,
         )
         return
-    if targets or formats:
-        raise InputError("only the matrix has columns", where="--targets, --formats", expected="--matrix", found="none")
+    if targets or formats or jobs:
+        raise InputError(
+            "only the matrix has rows and columns",
+            where="--targets, --formats, --jobs",
+            expected="--matrix",
+            found="none",
+        )
     if model is None:
         raise InputError("which model?", where="MODEL", expected="a run, an artifact, a graph or a space", found="none")
     if opt_level not in (1, 3):

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def show_matrix(
-    model: str | None, targets: list[str] | None, formats: list[str] | None, limit_s: float, as_json: bool
+    model: str | None,
+    targets: list[str] | None,
+    formats: list[str] | None,
+    limit_s: float,
+    jobs: int | None,
+    as_json: bool,
 ) -> None:
     """Fill the matrix, a line for each row as it ends; exit code 1 where a cell failed.
 
@@ -22,6 +27,7 @@ def show_matrix(
         targets: Targets; see `nas.matrix.columns`.
         formats: Formats.
         limit_s: Time for one cell.
+        jobs: Rows side by side; as many as suit this machine where None.
         as_json: Whether to print JSON instead.
     """
     from nas import matrix
@@ -33,7 +39,7 @@ def show_matrix(
                 stream.text(f"{column.name}: not available: {column.unavailable}")
         width = max(map(len, names))
         cells: list[Cell] = []
-        for name, row in matrix.fill(names, columns, limit_s=limit_s):
+        for name, row in matrix.fill(names, columns, limit_s=limit_s, jobs=jobs or matrix.usual_jobs()):
             cells += row
             stream.text(f"{name:<{width}}  " + "  ".join(f"{cell.column} {cell}" for cell in row))
         if as_json:

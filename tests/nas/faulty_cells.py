@@ -16,6 +16,10 @@ def write(name: str, format: str, target: str | None, folder: str) -> dict[str, 
             os.abort()
         case "hang":
             time.sleep(1000)
+        case "slow":
+            time.sleep(0.5)
+        case "cpus":
+            return {"unverified": "", "verification_error": 2e-7, "size_bytes": len(os.sched_getaffinity(0))}
         case "stumble":
             raise KeyError("Value(node=3, index=0)")
         case "refuse":

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import nas
-from codegen import targets
+from codegen import machine, targets
 from codegen.formats import Exported
 from ir.builder import Builder
 from ir.errors import InputError, TargetUnavailable
@@ -81,6 +81,27 @@ def test_each_cell_says_what_happened(monkeypatch: pytest.MonkeyPatch):
     assert cells["refuse"].reason == "InputError: this format has no place for it: the model"
     assert cells["differ"].reason == "VerificationError: it disagrees with torch: output y: 0.5"
     assert str(cells["differ"]).startswith("fail: ")
+
+
+def test_rows_side_by_side_keep_their_order_and_their_cpus(monkeypatch: pytest.MonkeyPatch):
+    """A slow row holds up no other, is printed in its place, and each job has CPUs of its own."""
+    monkeypatch.setattr(matrix, "write", faulty_cells.write)
+    jobs, names = min(2, len(machine.available_cpus())), ["slow", "cpus", "fine", "cpus"]
+    rows = list(matrix.fill(names, [ONNX], jobs=jobs))
+    assert [name for name, _ in rows] == names
+    assert {cell.status for _, cells in rows for cell in cells} == {"pass"}
+    counted = {cell.size_bytes for name, (cell,) in rows if name == "cpus"}
+    assert counted <= {len(machine.available_cpus()[job::jobs]) for job in range(jobs)}
+    with pytest.raises(InputError, match="a CPU of its own"):
+        next(matrix.fill(names, [ONNX], jobs=len(machine.available_cpus()) + 1))
+
+
+def test_rows_end_with_their_reader(monkeypatch: pytest.MonkeyPatch):
+    """Whoever stops reading, be it by an interrupt, does not wait for cells that hang."""
+    monkeypatch.setattr(matrix, "write", faulty_cells.write)
+    rows = matrix.fill(["fine", "hang", "hang"], [ONNX, ONNX])
+    assert next(rows)[0] == "fine"
+    rows.close()  # would take half an hour
 
 
 def test_program_prints_rows_and_fails_with_a_cell(monkeypatch: pytest.MonkeyPatch):
