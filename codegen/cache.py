@@ -121,6 +121,6 @@ def sources_digest() -> str:
     """Digest of the sources that generate code: a changed generator never finds what it made before."""
     total = hashlib.sha256()
     for package in (Path(__file__).parent, Path(ir.__file__).parent):
-        for path in sorted(package.rglob("*.py")):
+        for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cuh")):
             total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()

@@ -15,8 +15,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from codegen import artifact, lower, several
+from codegen import artifact, build, lower
 from codegen.artifact import Artifact, Function
+from codegen.build import BuiltFunction, BuiltModel
 from codegen.container import TOLERANCES, TensorSpec, relative_error
 from codegen.cross import why_not_run
 from codegen.gpu import build as device
@@ -28,7 +29,6 @@ from codegen.inputs import index_bounds, sample_inputs
 from codegen.kernels.base import storage_dtype
 from codegen.manifest import FORWARD
 from codegen.measure import pinned_worker
-from codegen.several import BuiltFunction, BuiltModel
 from codegen.targets.base import Target
 from codegen.toolchain import RUN_TIMEOUT_S
 from codegen.torch_backend import to_module
@@ -256,22 +256,14 @@ def _build(
     inputs: Mapping[str, Mapping[str, Array]],
 ) -> tuple[BuiltModel, Mapping[str, Mapping[str, Array]] | None]:
     """Build and run in the worker."""
-    worker, limit_s = worker_for(target.threads), FOREIGN_TIMEOUT_S if target.is_foreign else TIMEOUT_S
     graphs = {name: source.graph for name, source in sources.items()}
+    limit_s = len(graphs) * (FOREIGN_TIMEOUT_S if target.is_foreign or target.gpu is not None else TIMEOUT_S)
+    worker, work = worker_for(target.threads), build.build_and_run
     if target.gpu is not None:
-        limit_s = FOREIGN_TIMEOUT_S * len(graphs)
-        if target.gpu.kind == CUDA:
-            build_cuda = cuda_worker().call
-            return build_cuda(cuda.build_and_run, graphs, dict(params), target, database, inputs, timeout_s=limit_s)
-        return worker.call(device.build_and_run, graphs, dict(params), target, database, inputs, timeout_s=limit_s)
-    if list(graphs) != [FORWARD]:
-        return worker.call(
-            several.build_and_run, graphs, dict(params), target, database, inputs, timeout_s=limit_s * len(graphs)
+        worker, work = (
+            (cuda_worker(), cuda.build_and_run) if target.gpu.kind == CUDA else (worker, device.build_and_run)
         )
-    build = lower.build_elsewhere if target.is_foreign else lower.build_and_run
-    arguments = (graphs[FORWARD], dict(params), target, database, inputs[FORWARD])
-    built, outputs = worker.call(build, *arguments, timeout_s=limit_s)
-    return BuiltModel.of(built), None if outputs is None else {FORWARD: outputs}
+    return worker.call(work, graphs, dict(params), target, database, inputs, timeout_s=limit_s)
 
 
 def _function(
@@ -350,7 +342,7 @@ def require_expanded(graph: Graph) -> None:
 def worker_for(threads: int) -> Worker:
     """Return this process's worker that generates code for a number of threads."""
     if threads not in _WORKERS:
-        _WORKERS[threads] = pinned_worker(threads, preload=("codegen.several",))
+        _WORKERS[threads] = pinned_worker(threads, preload=("codegen.build",))
     return _WORKERS[threads]
 
 

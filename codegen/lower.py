@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from codegen._tvm import DEVICE_PIPELINE, TIR_PIPELINE, WORKLOAD_ATTRIBUTE, PassContext, Target, relax, tvm
-from codegen.cache import LibraryCache, Program
-from codegen.cross import WITHOUT_DEBUG, linker, run_library, why_not_run
+from codegen.cache import Program
+from codegen.cross import WITHOUT_DEBUG, linker
 from codegen.gpu.cuda.linking import attach_code
 from codegen.gpu.registry import generator
-from codegen.kernels.base import Array, Kernel, Knobs, storage_dtype
-from codegen.manifest import FORWARD
+from codegen.kernels.base import Kernel, Knobs, storage_dtype
 from codegen.memory import plan_memory
 from codegen.packing import PackedWeights
 from codegen.selection.precision import store_bfloat16
@@ -70,23 +67,6 @@ class Lowered:
     calls: Sequence[KernelCall]
     knobs: Mapping[str, Knobs]
     tuned: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Built:
-    """A library with its weights.
-
-    Attributes:
-        library: Bytes of the shared library; its function `forward` takes the inputs, then the weights.
-        weights: Arrays in the layout that the kernels read, in order.
-        kernels: One record a kernel call, see `describe`.
-        memory: Bytes of weights and activations, see `MemoryPlan.describe`.
-    """
-
-    library: bytes
-    weights: Mapping[str, Array]
-    kernels: Sequence[Mapping[str, Any]]
-    memory: Mapping[str, int]
 
 
 def simplify(graph: Graph, dump: Callable[[str, Graph], None] | None = None) -> Graph:
@@ -140,23 +120,6 @@ def describe(lowered: Lowered) -> list[dict[str, Any]]:
             }
         )
     return records
-
-
-def build(lowered: Lowered, params: Mapping[str, Array], target: NasTarget, cache: LibraryCache | None = None) -> Built:
-    """Pack the weights and generate the library, unless the cache has it.
-
-    Raises:
-        CompileError: TVM or the linker refuses.
-    """
-    weights = PackedWeights(lowered, params, target)
-    key = program(lowered, weights).key(target)
-    library = cache.get(key) if cache else None
-    if library is None:
-        library = make_library({FORWARD: (lowered, weights)}, target)
-        if cache:
-            cache.put(key, library)
-    memory = plan_memory(lowered.graph, lowered.calls).describe(weights.arrays)
-    return Built(library, weights.arrays, describe(lowered), memory)
 
 
 def program(lowered: Lowered, weights: PackedWeights) -> Program:
@@ -334,57 +297,3 @@ def relax_pipeline() -> Any:
             transform.AttachGlobalSymbol(),
         ]
     )
-
-
-def build_and_run(
-    graph: Graph,
-    params: Mapping[str, Array],
-    target: NasTarget,
-    database: TuningDatabase,
-    inputs: Mapping[str, Array],
-) -> tuple[Built, dict[str, Array]]:
-    """Generate a graph's library, or take it from the cache beside the database, and run it once.
-
-    Meant for a worker process.
-
-    Returns:
-        What was built, and the outputs by name.
-    """
-    built = build(lower(graph, target, database), params, target, LibraryCache(database.path.parent / "libraries"))
-    with tempfile.TemporaryDirectory(prefix="nas-") as folder:
-        path = Path(folder) / "library.so"
-        path.write_bytes(built.library)
-        machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
-    # The code may end this process: the file that it was loaded from is gone by then.
-    arguments = [*(inputs[name] for name in graph.inputs), *built.weights.values()]
-    result = machine["forward"](*(tvm.runtime.tensor(np.asarray(array)) for array in arguments))
-    tensors = [result] if len(graph.outputs) == 1 else list(result)
-    return built, {name: t.numpy() for (name, _), t in zip(graph.outputs, tensors, strict=True)}
-
-
-def build_elsewhere(
-    graph: Graph,
-    params: Mapping[str, Array],
-    target: NasTarget,
-    database: TuningDatabase,
-    inputs: Mapping[str, Array],
-) -> tuple[Built, dict[str, Array] | None]:
-    """Generate a graph's library for another processor and run it once under an emulator where there is one.
-
-    Meant for a worker process.
-
-    Returns:
-        What was built, and the outputs by name; None where it could not be run.
-
-    Raises:
-        TargetUnavailable: There is no cross compiler.
-        KernelCrash: The library ended the emulator.
-    """
-    linker(target)  # rather now than after the work
-    built = build(lower(graph, target, database), params, target, LibraryCache(database.path.parent / "libraries"))
-    if why_not_run(target):
-        return built, None
-    arguments = [*(np.asarray(inputs[name]) for name in graph.inputs), *built.weights.values()]
-    kinds = {name: graph.type_of(value) for name, value in graph.outputs}
-    outputs = {name: (kind.shape, storage_dtype(kind.dtype)) for name, kind in kinds.items()}
-    return built, run_library(built.library, arguments, outputs, target.threads)

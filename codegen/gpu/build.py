@@ -1,6 +1,6 @@
 """Build graphs for graphics processors: host library, device source, programs of launches, and a run where possible.
 
-Runs in a worker process, as `codegen.several` does for other targets.
+Runs in a worker process, as `codegen.build` does for other targets.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any, Final
 
 from codegen import lower
 from codegen._tvm import DEVICE_CONFIG, DEVICE_PIPELINE, DeviceKernel, PassContext, Target, recorded_kernels, relax
+from codegen.build import BuiltFunction, BuiltModel, Parts, SharedWeights, lower_functions
 from codegen.cross import linker
 from codegen.gpu.execute import run_program, why_not_run
 from codegen.gpu.program import SOURCES, check_coverage, make_program, member
 from codegen.kernels.base import Array
 from codegen.lower import Lowered
 from codegen.memory import plan_memory
-from codegen.packing import PackedWeights
-from codegen.several import BuiltFunction, BuiltModel, SharedWeights
 from codegen.targets.base import Target as NasTarget
 from codegen.tuning import TuningDatabase
 from ir.errors import CompileError, TargetUnavailable
@@ -30,8 +29,6 @@ from ir.graph import Graph
 SHARED: Final = "shared library"
 OBJECTS: Final = "tar of objects"
 """What the host library is: linked, or objects to be linked on a machine of the device's system."""
-
-Parts = Mapping[str, tuple[Lowered, PackedWeights]]
 
 
 @dataclass(frozen=True)
@@ -68,17 +65,13 @@ def build_and_run(
         KernelCrash: A program ended its process.
     """
     assert target.gpu is not None
-    parts: dict[str, tuple[Lowered, PackedWeights]] = {}
-    for name, graph in graphs.items():
-        lowered = lower.lower(graph, target, database)
-        parts[name] = lowered, PackedWeights(lowered, params, target)
-        lower.program(*parts[name])  # names the weights in the order in which they are passed
+    parts, _ = lower_functions(graphs, params, target, database)
     code = compile_device(parts, target)
     store, functions, programs = SharedWeights(), dict[str, BuiltFunction](), dict[str, dict[str, Any]]()
     for name, (lowered, packed) in parts.items():
-        names = {own: store.add(own, array) for own, array in packed.arrays.items()}
+        names = store.add_all(packed.arrays)
         programs[name] = make_program(lowered, packed, names, code.kernels, target.gpu.kind) | {"host": code.form}
-        memory = plan_memory(lowered.graph, lowered.calls).describe(packed.arrays)
+        memory = plan_memory(lowered.graph, lowered.calls).describe(store.of(names))
         functions[name] = BuiltFunction(tuple(names.values()), _describe(lowered, code), memory)
     source = SOURCES[target.gpu.kind]
     extras = {member(name): json.dumps(program, indent=1).encode() for name, program in programs.items()}

@@ -1,4 +1,4 @@
-"""Stand-ins for `lower.build_and_run` that go wrong in a worker process; importable there, so free of torch."""
+"""Stand-ins for `build.build_and_run` that go wrong in a worker process; importable there, so free of torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from codegen import lower
+from codegen import build
 
 
 def crash(*_: Any) -> None:
@@ -25,15 +25,20 @@ def stumble(*_: Any) -> None:
     raise KeyError("Value(node=3, index=0)")
 
 
-def wrong_result(*arguments: Any) -> tuple[lower.Built, dict[str, np.ndarray]]:
+def wrong_result(*arguments: Any) -> tuple[build.BuiltModel, dict[str, dict[str, np.ndarray]]]:
     """Build properly, but return outputs that are a thousandth off."""
-    built, outputs = lower.build_and_run(*arguments)
-    return built, {name: array * np.float32(1.001) for name, array in outputs.items()}
+    built, found = build.build_and_run(*arguments)
+    assert found is not None
+    return built, {
+        name: {key: array * np.float32(1.001) for key, array in outputs.items()} for name, outputs in found.items()
+    }
 
 
-def one_nan(*arguments: Any) -> tuple[lower.Built, dict[str, np.ndarray]]:
+def one_nan(*arguments: Any) -> tuple[build.BuiltModel, dict[str, dict[str, np.ndarray]]]:
     """Build properly, but return one NaN."""
-    built, outputs = lower.build_and_run(*arguments)
-    for array in outputs.values():
-        array.flat[0] = np.nan
-    return built, outputs
+    built, found = build.build_and_run(*arguments)
+    assert found is not None
+    for outputs in found.values():
+        for array in outputs.values():
+            array.flat[0] = np.nan
+    return built, found

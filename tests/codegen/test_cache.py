@@ -22,6 +22,7 @@ from ir.graph import Graph
 from ir.hashing import canonical_hash
 from ir.initializers import initialize
 from ir.types import Axis
+from tests.codegen.building import run_graph
 
 TARGET = targets.get("cpu", threads=1)
 PROGRAM = Program(inputs=[[[2, 3], "float32"]], weights=[], steps=[["copy", {"a": 1}, [0], [1]]], outputs=[[1, [2, 3]]])
@@ -63,7 +64,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def run(graph: Graph, folder: Path, seed: int = 0) -> np.ndarray:
     """Build and run a graph in this process, with the cache in a folder."""
     inputs = {name: np.full((3, 8), value, np.float32) for name, value in (("first", 2.0), ("second", 0.5))}
-    _, outputs = lower.build_and_run(graph, initialize(graph, seed), TARGET, TuningDatabase(folder), inputs)
+    _, outputs = run_graph(graph, initialize(graph, seed), TARGET, folder, inputs)
     return outputs["y"]
 
 

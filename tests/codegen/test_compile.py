@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import Phase, assume, given, settings
 
+from codegen import build, runtime, targets
 from codegen import compile as compiling
-from codegen import lower, runtime, targets
 from codegen.artifact import Artifact
 from codegen.compile import TOLERANCE, compile_graph, describe_kernels
 from codegen.container import relative_error
@@ -227,7 +227,7 @@ def test_bad_code_costs_one_compile(fault, expected, monkeypatch: pytest.MonkeyP
     """Code that crashes or computes something else is an error; the next compile works."""
     graph, params = small()
     with monkeypatch.context() as patch:
-        patch.setattr(lower, "build_and_run", fault)
+        patch.setattr(build, "build_and_run", fault)
         with pytest.raises(expected):
             compile_graph(graph, params, TARGET)
     check(compile_graph(graph, params, TARGET))
@@ -238,7 +238,7 @@ def test_code_that_hangs_costs_one_compile(monkeypatch: pytest.MonkeyPatch) -> N
     graph, params = small()
     compile_graph(graph, params, TARGET)  # so that the limit is on the call alone
     with monkeypatch.context() as patch:
-        patch.setattr(lower, "build_and_run", faulty_workers.hang)
+        patch.setattr(build, "build_and_run", faulty_workers.hang)
         patch.setattr("codegen.compile.TIMEOUT_S", 0.5)
         with pytest.raises(KernelTimeout):
             compile_graph(graph, params, TARGET)

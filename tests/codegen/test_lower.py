@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from codegen import lower, targets
+from codegen.build import BuiltModel, build
 from codegen.container import relative_error
 from codegen.kernels.gemm import GemmKernel
-from codegen.lower import Built
+from codegen.manifest import FORWARD
 from codegen.tuning import Record, TuningDatabase
 from ir.builder import Builder, Tensor
 from ir.errors import CompileError
@@ -18,6 +20,7 @@ from ir.graph import Graph
 from ir.initializers import initialize
 from ir.interpret import evaluate
 from ir.types import Axis
+from tests.codegen.building import run_graph
 
 TARGET = targets.get("cpu", threads=1)
 TOLERANCE = 1e-5  # float32 sums of a few dozen products err by about 1e-6 of the output's scale
@@ -28,7 +31,7 @@ def weight(b: Builder, name: str, *sizes: int) -> Tensor:
     return b.parameter(name, tuple((Axis(f"axis{index}", size),) for index, size in enumerate(sizes)), "normal(0.5)")
 
 
-def run(graph: Graph, tmp_path, seed: int = 0) -> tuple[Built, dict[str, np.ndarray], dict[str, np.ndarray]]:
+def run(graph: Graph, tmp_path, seed: int = 0) -> tuple[BuiltModel, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Build a graph, run it, hold it against the interpreter; return what was built, the inputs and the outputs."""
     params = initialize(graph, seed)
     rng = np.random.default_rng(seed)
@@ -38,7 +41,7 @@ def run(graph: Graph, tmp_path, seed: int = 0) -> tuple[Built, dict[str, np.ndar
         else rng.integers(0, 3, node.types[0].shape).astype(np.int32)
         for name, node in graph.inputs.items()
     }
-    built, outputs = lower.build_and_run(graph, params, TARGET, TuningDatabase(tmp_path), inputs)
+    built, outputs = run_graph(graph, params, TARGET, tmp_path, inputs)
     expected = evaluate(graph, inputs, params)
     assert list(outputs) == [name for name, _ in graph.outputs]
     for name, array in expected.items():
@@ -65,18 +68,20 @@ def test_equal_kernels_are_generated_once(monkeypatch: pytest.MonkeyPatch, tmp_p
     built, *_ = run(b.build(y=x), tmp_path)
     assert generated == ["gemm(m=6,n=8,k=8,activation=gelu)"]
     assert [name.split(".", 1)[1] for name in built.weights] == [f"layers.{layer}.w" for layer in range(3)]
-    assert [record["scope"] for record in built.kernels] == [f"layers.{layer}" for layer in range(3)]
+    assert [record["scope"] for record in built.functions[FORWARD].kernels] == [f"layers.{layer}" for layer in range(3)]
 
 
 def test_weight_used_twice_is_packed_once(tmp_path) -> None:
-    """The same parameter in the same layout is stored once; in another layout, once more."""
+    """The same parameter in the same layout is stored once, whichever kernels read it."""
     b = Builder()
     x = b.input("x", (2, 3, 8))
     shared = weight(b, "w", 8, 8)
     graph = b.build(y=b.matmul(b.relu(b.matmul(x, shared)), shared), z=b.matmul(b.exp(x), shared))
     built, *_ = run(graph, tmp_path)
-    layouts = {record["kernel"] for record in built.kernels if record["family"] == "gemm"}
-    assert len(built.weights) == len(layouts) == 2
+    layouts = {record["kernel"] for record in built.functions[FORWARD].kernels if record["family"] == "gemm"}
+    assert len(layouts) == 2
+    assert list(built.weights) == ["0.w"]
+    assert built.functions[FORWARD].memory["weight_bytes"] == built.weights["0.w"].nbytes
 
 
 def test_tied_embedding_is_packed_twice(tmp_path) -> None:
@@ -101,7 +106,7 @@ def test_expression_of_parameters_is_folded(tmp_path) -> None:
     assert name.split(".", 1)[1] == "a_log"
     exact = -np.exp(initialize(graph, 0)["a_log"].astype(np.float64))
     assert np.array_equal(array, exact.astype(np.float32))
-    assert [record["kernel"].split(",")[0] for record in built.kernels] == ["fused(mul"]
+    assert [record["kernel"].split(",")[0] for record in built.functions[FORWARD].kernels] == ["fused(mul"]
 
 
 def test_gated_weights_lie_side_by_side(tmp_path) -> None:
@@ -193,7 +198,7 @@ def test_describe_lists_every_call() -> None:
     assert all(record["knobs"] and not record["tuned"] for record in records)
 
 
-def test_kernel_that_cannot_be_generated_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_that_cannot_be_generated_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a generator raises becomes a CompileError with the workload's key."""
 
     def refuse(kernel, isa, knobs):
@@ -203,5 +208,5 @@ def test_kernel_that_cannot_be_generated_is_named(monkeypatch: pytest.MonkeyPatc
     b = Builder()
     graph = b.build(y=b.matmul(b.input("x", (2, 8)), weight(b, "w", 8, 3)))
     with pytest.raises(CompileError, match="could not be generated") as error:
-        lower.build(lower.lower(graph, TARGET), initialize(graph, 0), TARGET)
+        build({FORWARD: graph}, initialize(graph, 0), TARGET, TuningDatabase(tmp_path))
     assert (error.value.where, error.value.found) == ("gemm(m=2,n=3,k=8)", "no such tile")

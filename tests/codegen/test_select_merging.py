@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen import lower, targets
+from codegen import targets
 from codegen.container import relative_error
-from codegen.tuning import TuningDatabase
 from ir.builder import Builder, Tensor
 from ir.initializers import initialize
 from ir.interpret import evaluate
+from tests.codegen.building import run_graph
 from tests.codegen.test_select import selected, weight
 
 TARGET = targets.get("cpu", threads=1)
@@ -215,5 +215,5 @@ def test_merged_models_compute_the_same(
     graph = b.build(y=make(b, b.input("x", shape)))
     params = {name: array.astype(np.float32) for name, array in initialize(graph, 0).items()}
     inputs = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
-    _, outputs = lower.build_and_run(graph, params, TARGET, TuningDatabase(tmp_path), inputs)
+    _, outputs = run_graph(graph, params, TARGET, tmp_path, inputs)
     assert relative_error(outputs["y"], evaluate(graph, inputs, params)["y"]) < 1e-5

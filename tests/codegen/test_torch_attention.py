@@ -12,10 +12,10 @@ import torch
 
 from codegen import lower, targets
 from codegen.torch_backend import to_module
-from codegen.tuning import TuningDatabase
 from ir.builder import Builder
 from ir.graph import Graph
 from ir.interpret import evaluate
+from tests.codegen.building import run_graph
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "sigmoid": {"normaliser": "sigmoid"},
@@ -65,5 +65,5 @@ def test_compiled_graph_equals_the_operation(case: str, tmp_path: Path) -> None:
     target = targets.get("cpu:avx2", threads=1)
     (call,) = lower.lower(graph, target).calls
     assert call.kernel.packs(3)
-    _, outputs = lower.build_and_run(graph, {}, target, TuningDatabase(tmp_path), inputs)
+    _, outputs = run_graph(graph, {}, target, tmp_path, inputs)
     np.testing.assert_allclose(outputs["y"], evaluate(graph, inputs, {})["y"], rtol=0, atol=1e-5)

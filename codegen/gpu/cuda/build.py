@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from codegen import several
+from codegen import build
 from codegen.artifact import describe_target
+from codegen.build import BuiltModel
 from codegen.gpu.cuda import device, nvcc
 from codegen.gpu.loading import open_memory
 from codegen.kernels.base import Array
-from codegen.several import BuiltModel
 from codegen.targets.base import Target
 from codegen.tuning import TuningDatabase
 from codegen.virtual_machine import VirtualMachine
@@ -35,7 +35,7 @@ def build_and_run(
         CompileError: A node has no kernel, the compiler refuses, or the library holds no machine code.
     """
     assert target.gpu is not None
-    built = several.build(graphs, params, target, database)
+    built = build.build(graphs, params, target, database)
     _check_code(built.library, target.gpu.model)
     if device.why_not_run(target.gpu.model):
         return built, None

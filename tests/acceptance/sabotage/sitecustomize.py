@@ -106,7 +106,7 @@ class Breaker:
         """Return what to do with each module after its import."""
         return {
             "codegen.compile": self._limit_hangs,
-            "codegen.lower": self._break_run,
+            "codegen.build": self._break_run,
             "codegen.measure": self._break_measurement,
         }
 
@@ -124,14 +124,17 @@ class Breaker:
         build_and_run = module.build_and_run
 
         @wraps(build_and_run)
-        def run(graph: Any, *arguments: Any) -> Any:
-            mode = self._mode(graph)
+        def run(graphs: Any, *arguments: Any) -> Any:
+            mode = next(filter(None, map(self._mode, graphs.values())), None)
             if mode == "segfault":
                 end_by_segfault()
             if mode == "hang":
                 time.sleep(3600)
-            built, outputs = build_and_run(graph, *arguments)
-            return built, {name: array * float("nan") for name, array in outputs.items()} if mode == "nan" else outputs
+            built, found = build_and_run(graphs, *arguments)
+            if mode == "nan":
+                for outputs in found.values():
+                    outputs.update({name: array * float("nan") for name, array in outputs.items()})
+            return built, found
 
         vars(module)["build_and_run"] = run
 

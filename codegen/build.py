@@ -1,4 +1,4 @@
-"""Several functions in one library: the same kernels and the same weights once, whichever functions use them.
+"""One library of some functions: the same kernels and the same weights once, whichever functions use them.
 
 Runs in a worker process, as `codegen.lower` does.
 """
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -20,13 +20,17 @@ from codegen._tvm import relax, tvm
 from codegen.cache import LibraryCache
 from codegen.cross import linker, run_library, why_not_run
 from codegen.kernels.base import Array, storage_dtype
-from codegen.lower import Built, Lowered
-from codegen.manifest import FORWARD
+from codegen.lower import Lowered
 from codegen.memory import plan_memory
 from codegen.packing import Layouts, PackedWeights
 from codegen.targets.base import Target
 from codegen.tuning import TuningDatabase
 from ir.graph import Graph
+
+Parts: TypeAlias = Mapping[str, tuple[Lowered, PackedWeights]]
+"""Functions as kernels, with their weights in the order in which they are passed."""
+_COMPARED: Final = 64
+"""Numbers at the start of an array that tell most arrays apart."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,6 @@ class BuiltModel:
     functions: Mapping[str, BuiltFunction]
     extras: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
-    @classmethod
-    def of(cls, built: Built) -> BuiltModel:
-        """Return a library that has one function."""
-        function = BuiltFunction(tuple(built.weights), built.kernels, built.memory)
-        return cls(built.library, built.weights, {FORWARD: function})
-
 
 def build_and_run(
     graphs: Mapping[str, Graph],
@@ -95,6 +93,31 @@ def build(
     graphs: Mapping[str, Graph], params: Mapping[str, Array], target: Target, database: TuningDatabase
 ) -> BuiltModel:
     """Generate one library of graphs, or take it from the cache beside the database."""
+    parts, key = lower_functions(graphs, params, target, database)
+    cache = LibraryCache(database.path.parent / "libraries")
+    library = cache.get(key)
+    if library is None:
+        library = lower.make_library(parts, target)
+        cache.put(key, library)
+    weights, functions = SharedWeights(), dict[str, BuiltFunction]()
+    for name, (lowered, packed) in parts.items():
+        names = weights.add_all(packed.arrays)
+        memory = plan_memory(lowered.graph, lowered.calls).describe(weights.of(names))
+        functions[name] = BuiltFunction(tuple(names.values()), lower.describe(lowered), memory)
+    return BuiltModel(library, weights.arrays, functions)
+
+
+def lower_functions(
+    graphs: Mapping[str, Graph], params: Mapping[str, Array], target: Target, database: TuningDatabase
+) -> tuple[Parts, str]:
+    """Choose kernels of graphs that share parameters and pack their weights, alike in all of them.
+
+    Returns:
+        The functions by name, and the key of a library of them.
+
+    Raises:
+        CompileError: A node has no kernel.
+    """
     layouts = Layouts(params, target)
     parts: dict[str, tuple[Lowered, PackedWeights]] = {}
     keys: list[tuple[str, str]] = []
@@ -104,21 +127,7 @@ def build(
         keys.append((name, lower.program(lowered, packed).key(target)))
         layouts.remember(lowered, packed)
         parts[name] = lowered, packed
-    cache, key = LibraryCache(database.path.parent / "libraries"), hashlib.sha256(json.dumps(keys).encode()).hexdigest()
-    library = cache.get(key)
-    if library is None:
-        library = lower.make_library(parts, target)
-        cache.put(key, library)
-    weights = SharedWeights()
-    functions = {
-        name: BuiltFunction(
-            tuple(weights.add(own, array) for own, array in packed.arrays.items()),
-            lower.describe(lowered),
-            plan_memory(lowered.graph, lowered.calls).describe(packed.arrays),
-        )
-        for name, (lowered, packed) in parts.items()
-    }
-    return BuiltModel(library, weights.arrays, functions)
+    return parts, hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
 
 class SharedWeights:
@@ -126,16 +135,26 @@ class SharedWeights:
 
     def __init__(self) -> None:
         self.arrays: dict[str, Array] = {}
-        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._alike: dict[tuple[str, tuple[int, ...], bytes], list[str]] = {}
 
-    def add(self, name: str, array: Array) -> str:
+    def add_all(self, arrays: Mapping[str, Array]) -> dict[str, str]:
+        """Add the arrays of a function, in order; return by its name there the name of each here."""
+        return {own: self._add(own, array) for own, array in arrays.items()}
+
+    def of(self, names: Mapping[str, str]) -> dict[str, Array]:
+        """Return what a function reads, as `add_all` named it."""
+        return {name: self.arrays[name] for name in names.values()}
+
+    def _add(self, name: str, array: Array) -> str:
         """Return the name of an array, under its own name's last part and the next number where it is new."""
-        identity = array.dtype.name, array.shape, hashlib.sha256(array.tobytes()).digest()
-        if identity not in self._names:
-            unique = f"{len(self.arrays)}.{name.partition('.')[2]}"
-            self._names[identity] = unique
-            self.arrays[unique] = array
-        return self._names[identity]
+        start = array.reshape(-1)[:_COMPARED].tobytes()
+        alike = self._alike.setdefault((array.dtype.name, array.shape, start), [])
+        for known in alike:
+            if np.array_equal(self.arrays[known], array):
+                return known
+        alike.append(f"{len(self.arrays)}.{name.partition('.')[2]}")
+        self.arrays[alike[-1]] = array
+        return alike[-1]
 
 
 def _run_here(
