@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from codegen import artifact, build, lower
 from codegen.artifact import Artifact, Function
 from codegen.build import BuiltFunction, BuiltModel
-from codegen.container import TOLERANCES, TensorSpec, relative_error
+from codegen.container import TensorSpec
 from codegen.cross import why_not_run
 from codegen.gpu import build as device
 from codegen.gpu import execute
@@ -29,9 +28,9 @@ from codegen.inputs import index_bounds, sample_inputs
 from codegen.kernels.base import storage_dtype
 from codegen.manifest import FORWARD
 from codegen.measure import pinned_worker
+from codegen.reference import torch_outputs, torch_outputs_beside, verify
 from codegen.targets.base import Target
 from codegen.toolchain import RUN_TIMEOUT_S
-from codegen.torch_backend import to_module
 from codegen.tuning import Progress, TuningDatabase, tune
 from codegen.workers import RemoteError, Worker
 from ir.cost import STATE_PREFIX
@@ -42,12 +41,10 @@ from ir.op import Array
 from ir.ops.contraction import PRECISIONS
 from ir.ops.structure import Component
 from ir.passes.lower_convolutions import LowerConvolutions
-from ir.passes.lower_precision import LowerPrecision, precision_of
+from ir.passes.lower_precision import LowerPrecision
 from ir.passes.unroll_loops import UnrollLoops
 from ir.serialize import graph_to_json
 
-TOLERANCE: Final = TOLERANCES["float32"]
-"""Largest difference from torch of a graph in float32."""
 TIMEOUT_S: Final = 120.0
 """Bound on code generation and one run; a model of this tool's sizes takes seconds."""
 FOREIGN_TIMEOUT_S: Final = TIMEOUT_S + RUN_TIMEOUT_S
@@ -124,46 +121,19 @@ def compile_functions(
         KernelCrash: The generated code ended its process.
         KernelTimeout: It took longer than `TIMEOUT_S`.
     """
-    for source in sources.values():
-        require_expanded(source.graph)
-    if opt_level not in (1, 3):
-        raise CompileError("unknown optimisation level", expected="1 or 3", found=str(opt_level))
-    if precision is not None:
-        sources = {
-            name: replace(source, graph=with_precision(source.graph, precision)) for name, source in sources.items()
-        }
+    sources = _checked(sources, opt_level, precision)
     database = TuningDatabase.for_target(target, tuning_root)
     if opt_level == 3:
-        if target.is_foreign or target.gpu is not None:
-            raise InputError(
-                "kernels are tuned by measuring them, which takes the processor itself",
-                where="opt_level",
-                expected="-O1",
-                found=f"-O3 for {target.name}",
-            )
-        lowered = [lower.lower(source.graph, target, database) for source in sources.values()]
-        kernels = [call.kernel for part in lowered for call in part.calls]
-        tune(kernels, target, database, trials=tuning_trials, progress=progress)
+        _tune(sources, target, database, tuning_trials, progress)
     inputs = {name: _example_inputs(source, params) for name, source in sources.items()}
-    with ThreadPoolExecutor(1) as beside:  # torch runs here while the worker builds
-        reference = {
-            name: beside.submit(_run_beside, source.graph, params, inputs[name]) for name, source in sources.items()
-        }
-        hashes = {name: beside.submit(canonical_hash, source.graph) for name, source in sources.items()}
-        try:
-            built, outputs = _build(sources, params, target, database, inputs)
-        except RemoteError as error:
-            for one in reference.values():
-                one.result()  # parameters that do not fit fail here too, and with their names
-            raise CompileError("code generation failed", found=error.found) from error
-    expected = {name: one.result() for name, one in reference.items()}
+    made = _build_beside_torch(sources, params, target, database, inputs)
+    built, found = made.built, made.outputs or made.expected
+    errors: dict[str, float | None] = dict.fromkeys(sources)
     try:
-        errors: dict[str, float | None] = dict.fromkeys(sources)
-        for name, found in (outputs or {}).items():
-            errors[name] = _verify(sources[name].graph, params, inputs[name], expected[name], found)
+        for name, outputs in (made.outputs or {}).items():
+            errors[name] = verify(sources[name].graph, params, inputs[name], made.expected[name], outputs)
     except VerificationError:
-        used = [kernel for function in built.functions.values() for kernel in function.kernels]
-        if not any(kernel["knobs"].get("strassen") for kernel in used):
+        if not _uses_strassen(built):
             raise
         return compile_functions(
             sources,
@@ -178,25 +148,59 @@ def compile_functions(
     return Artifact(
         library=built.library,
         functions={
-            name: _function(
-                source,
-                built.functions[name],
-                hashes[name].result(),
-                inputs[name],
-                (outputs or expected)[name],
-                errors[name],
-            )
+            name: _function(source, built.functions[name], made.hashes[name], inputs[name], found[name], errors[name])
             for name, source in sources.items()
         },
         weights=built.weights,
         parameters=dict(params),
         target=artifact.describe_target(target),
         threads=target.threads,
-        unverified=_why_not_run(target) if outputs is None else "",
+        unverified=_why_not_run(target) if made.outputs is None else "",
         extras=built.extras,
         tuning_records=_records(built, target, database),
         metadata=dict(metadata or {}),
     )
+
+
+def _checked(sources: Mapping[str, Source], opt_level: int, precision: str | None) -> Mapping[str, Source]:
+    """Refuse what cannot be compiled; return the functions with products of the precision asked for."""
+    for source in sources.values():
+        require_expanded(source.graph)
+    if opt_level not in (1, 3):
+        raise CompileError("unknown optimisation level", expected="1 or 3", found=str(opt_level))
+    if precision is None:
+        return sources
+    return {name: replace(source, graph=with_precision(source.graph, precision)) for name, source in sources.items()}
+
+
+def _tune(
+    sources: Mapping[str, Source], target: Target, database: TuningDatabase, trials: int, progress: Progress | None
+) -> None:
+    """Tune the kernels of all functions."""
+    if target.is_foreign or target.gpu is not None:
+        raise InputError(
+            "kernels are tuned by measuring them, which takes the processor itself",
+            where="opt_level",
+            expected="-O1",
+            found=f"-O3 for {target.name}",
+        )
+    lowered = [lower.lower(source.graph, target, database) for source in sources.values()]
+    kernels = [call.kernel for part in lowered for call in part.calls]
+    tune(kernels, target, database, trials=trials, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What was built, its outputs where it was run, torch's outputs, and hashes of the graphs, by function."""
+
+    built: BuiltModel
+    outputs: Mapping[str, Mapping[str, Array]] | None
+    expected: Mapping[str, Mapping[str, Array]]
+    hashes: Mapping[str, str]
+
+
+def _uses_strassen(built: BuiltModel) -> bool:
+    return any(kernel["knobs"].get("strassen") for part in built.functions.values() for kernel in part.kernels)
 
 
 def _why_not_run(target: Target) -> str:
@@ -227,43 +231,43 @@ def with_precision(graph: Graph, precision: str) -> Graph:
     return LowerPrecision(precision)(LowerConvolutions()(UnrollLoops()(graph)))
 
 
-def torch_outputs(
-    graph: Graph, params: Mapping[str, Array], inputs: Mapping[str, Array], dtype: torch.dtype = torch.float32
-) -> dict[str, Array]:
-    """Run a graph in torch, its numbers in an element type."""
-    module = to_module(graph, params, dtype=dtype).eval()
-    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in inputs.items()}
-    with torch.inference_mode():
-        results = module(**{name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()})
-    return {name: tensor.detach().numpy() for name, tensor in results.items()}
-
-
-def _run_beside(graph: Graph, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Run torch on one thread: several that wait for each other stand still wherever the worker takes a CPU."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return torch_outputs(graph, params, inputs)
-    finally:
-        torch.set_num_threads(usual)
-
-
-def _build(
+def _build_beside_torch(
     sources: Mapping[str, Source],
     params: Mapping[str, Array],
     target: Target,
     database: TuningDatabase,
     inputs: Mapping[str, Mapping[str, Array]],
-) -> tuple[BuiltModel, Mapping[str, Mapping[str, Array]] | None]:
-    """Build and run in the worker."""
+) -> _Made:
+    """Build and run in a worker while torch runs here."""
     graphs = {name: source.graph for name, source in sources.items()}
-    limit_s = len(graphs) * (FOREIGN_TIMEOUT_S if target.is_foreign or target.gpu is not None else TIMEOUT_S)
+    with ThreadPoolExecutor(1) as beside:
+        reference = {
+            name: beside.submit(torch_outputs_beside, graph, params, inputs[name]) for name, graph in graphs.items()
+        }
+        hashes = {name: beside.submit(canonical_hash, graph) for name, graph in graphs.items()}
+        try:
+            built, outputs = _build(graphs, params, target, database, inputs)
+        except RemoteError as error:
+            for one in reference.values():
+                one.result()  # parameters that do not fit fail here too, and with their names
+            raise CompileError("code generation failed", found=error.found) from error
+    expected = {name: one.result() for name, one in reference.items()}
+    return _Made(built, outputs, expected, {name: one.result() for name, one in hashes.items()})
+
+
+def _build(
+    graphs: Mapping[str, Graph],
+    params: Mapping[str, Array],
+    target: Target,
+    database: TuningDatabase,
+    inputs: Mapping[str, Mapping[str, Array]],
+) -> tuple[BuiltModel, Mapping[str, Mapping[str, Array]] | None]:
     worker, work = worker_for(target.threads), build.build_and_run
     if target.gpu is not None:
-        worker, work = (
-            (cuda_worker(), cuda.build_and_run) if target.gpu.kind == CUDA else (worker, device.build_and_run)
-        )
-    return worker.call(work, graphs, dict(params), target, database, inputs, timeout_s=limit_s)
+        is_cuda = target.gpu.kind == CUDA
+        worker, work = (cuda_worker(), cuda.build_and_run) if is_cuda else (worker, device.build_and_run)
+    limit_s = FOREIGN_TIMEOUT_S if target.is_foreign or target.gpu is not None else TIMEOUT_S
+    return worker.call(work, graphs, dict(params), target, database, inputs, timeout_s=limit_s * len(graphs))
 
 
 def _function(
@@ -354,34 +358,3 @@ def cuda_worker() -> Worker:
         TargetUnavailable: There is no CUDA compiler.
     """
     return pinned_worker(1, preload=("codegen.gpu.cuda.build",), environment=nvcc.worker_environment())
-
-
-def _verify(
-    graph: Graph,
-    params: Mapping[str, Array],
-    inputs: Mapping[str, Array],
-    expected: Mapping[str, Array],
-    outputs: Mapping[str, Array],
-) -> float:
-    """Return the largest difference from torch in float32; where that is too much, from torch in float64.
-
-    Deep models round in torch, too, by about what is allowed: then the exact result tells whose rounding it was.
-    """
-    precision = precision_of(graph)
-    tolerance = TOLERANCES[precision]
-    errors = _errors(graph, expected, outputs)
-    if precision == "float32" and tolerance < max(errors.values()) < np.inf:
-        errors = _errors(graph, torch_outputs(graph, params, inputs, torch.float64), outputs)
-    for name, error in errors.items():
-        if not error <= tolerance:
-            raise VerificationError(
-                "the compiled model disagrees with torch",
-                where=f"output {name}",
-                expected=f"at most {tolerance:g}",
-                found=f"{error:g}" if np.isfinite(error) else "values that are not finite",
-            )
-    return max(errors.values())
-
-
-def _errors(graph: Graph, expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, float]:
-    return {name: relative_error(outputs[name], expected[name]) for name, _ in graph.outputs}

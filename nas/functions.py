@@ -132,9 +132,9 @@ def _is_padded(
 def _agree(
     small: Graph, large: Graph, params: Mapping[str, Array], axis: str, axes: Mapping[str, tuple[str | None, ...]]
 ) -> bool:
-    from codegen.compile import TOLERANCE, torch_outputs
     from codegen.container import relative_error
     from codegen.inputs import sample_inputs
+    from codegen.reference import TOLERANCE, torch_outputs
 
     whole, shapes = sample_inputs(large, _SEED), _shapes(small)
     part = {name: array[tuple(map(slice, shapes[name]))] for name, array in whole.items()}
@@ -167,8 +167,8 @@ def _require_prefill(build: Build) -> None:
     Raises:
         InputError: It does not.
     """
-    from codegen.compile import TOLERANCE, torch_outputs
     from codegen.container import relative_error
+    from codegen.reference import TOLERANCE, torch_outputs
 
     calls = 2
     whole = {"batch": 1, "max_len": calls * _PROBED_TOKENS}

@@ -16,10 +16,11 @@ from codegen import artifact, machine, toolchain
 from codegen.c_export import example, sources
 from codegen.c_export.program import Program, make_program
 from codegen.c_export.signature import POSITION, Signature, identifier, signature_of
-from codegen.compile import TIMEOUT_S, require_expanded, torch_outputs, worker_for
+from codegen.compile import TIMEOUT_S, require_expanded, worker_for
 from codegen.container import TOLERANCES, relative_error
 from codegen.inputs import sample_inputs
 from codegen.kernels.base import Array
+from codegen.reference import torch_outputs
 from codegen.targets.base import Target
 from codegen.toolchain import Toolchain
 from codegen.tuning import TuningDatabase

@@ -25,6 +25,7 @@ from nas.cli.options import (
 from nas.cli.output import console, output, program, tell
 
 if TYPE_CHECKING:
+    from codegen.artifact import Artifact
     from nas.cli.models import Model as FoundModel
     from nas.devices import Timer
 
@@ -97,24 +98,15 @@ def compile_model(
             json,
         )
         return
-    if targets or formats or jobs:
-        raise InputError(
-            "only the matrix has rows and columns",
-            where="--targets, --formats, --jobs",
-            expected="--matrix",
-            found="none",
-        )
+    _refuse_matrix_options(targets, formats, jobs)
     if model is None:
         raise InputError("which model?", where="MODEL", expected="a run, an artifact, a graph or a space", found="none")
     if opt_level not in (1, 3):
         raise InputError("no such level", where="-O", expected="-O1 or -O3", found=f"-O{opt_level}")
     if format != "nas":
-        if device is not None:
-            raise InputError("only artifacts are measured", where="--device", expected="--format nas", found=format)
-        _refuse_tuning(format, opt_level == 3 or tuning_trials is not None)
+        tuned = opt_level == 3 or tuning_trials is not None
+        _refuse_artifact_options(format, measured=device is not None, tuned=tuned, prefill=prefill)
         shape = {"batch": _one(batch, "--batch", format), "seq_len": _one(seq_len, "--seq-len", format)}
-        if prefill:
-            raise InputError("this format holds no prefill", where="--prefill", expected="--format nas", found=format)
         code = {"target": target, "threads": threads, "strassen": strassen, "precision": precision}
         _export(find_model(model, trial=trial, pick=pick), out, format, json, step=step, **shape, **code)
         return
@@ -142,28 +134,14 @@ def compile_model(
             progress=_show_tuning,
         )
         artifact.save(path)
-        elsewhere = "gpu" in artifact.target and (artifact.unverified or artifact.target["gpu"]["kind"] != "cuda")
-        here = artifact.target["architecture"] == platform.machine() and not elsewhere
         latency = None
-        if measure and (here or measured_on is not None):
+        if measure and (_runs_here(artifact) or measured_on is not None):
             latency = _measure(path, artifact.threads, timer_of(measured_on))
-        facts: dict[str, Any] = {
-            "artifact": str(path),
-            "target": artifact.target["fingerprint"],
-            "threads": artifact.threads,
-            "functions": list(artifact.functions),
-            "hash": artifact.graph_hash,
-            "verification_error": artifact.verification_error,
-            "unverified": artifact.unverified,
-            "runs_here": here,
-            "bytes": path.stat().st_size,
-            "memory": dict(artifact.memory),
-            "latency": latency,
-        }
+        facts = _facts(path, artifact, latency)
         if stream.json:
             stream.data(facts)
-            return
-        stream.text(*_describe(facts))
+        else:
+            stream.text(*_describe(facts))
 
 
 def _one(text: str | None, option: str, format: str) -> int | None:
@@ -174,9 +152,47 @@ def _one(text: str | None, option: str, format: str) -> int | None:
     return numbers[0] if numbers else None
 
 
-def _refuse_tuning(format: str, asked: bool) -> None:
-    if asked:
-        raise InputError("only artifacts are tuned", where="-O3", expected="--format nas", found=f"--format {format}")
+def _refuse_matrix_options(*given: object) -> None:
+    if any(given):
+        raise InputError(
+            "only the matrix has rows and columns",
+            where="--targets, --formats, --jobs",
+            expected="--matrix",
+            found="none",
+        )
+
+
+def _refuse_artifact_options(format: str, *, measured: bool, tuned: bool, prefill: bool) -> None:
+    """Refuse options that only the artifact's format serves."""
+    refusals = [
+        (measured, "only artifacts are measured", "--device"),
+        (tuned, "only artifacts are tuned", "-O3"),
+        (prefill, "this format holds no prefill", "--prefill"),
+    ]
+    for asked, message, option in refusals:
+        if asked:
+            raise InputError(message, where=option, expected="--format nas", found=f"--format {format}")
+
+
+def _runs_here(artifact: Artifact) -> bool:
+    elsewhere = "gpu" in artifact.target and (artifact.unverified or artifact.target["gpu"]["kind"] != "cuda")
+    return artifact.target["architecture"] == platform.machine() and not elsewhere
+
+
+def _facts(path: Path, artifact: Artifact, latency: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "artifact": str(path),
+        "target": artifact.target["fingerprint"],
+        "threads": artifact.threads,
+        "functions": list(artifact.functions),
+        "hash": artifact.graph_hash,
+        "verification_error": artifact.verification_error,
+        "unverified": artifact.unverified,
+        "runs_here": _runs_here(artifact),
+        "bytes": path.stat().st_size,
+        "memory": dict(artifact.memory),
+        "latency": latency,
+    }
 
 
 def _export(found: FoundModel, out: Path | None, format: str, json: bool, **options: Any) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from codegen import lower, targets
 from codegen.cache import LibraryCache
-from codegen.compile import compile_graph, torch_outputs
+from codegen.compile import compile_graph
 from codegen.inputs import sample_inputs
 from codegen.packing import PackedWeights
+from codegen.reference import torch_outputs
 from codegen.targets.base import Target
 from ir.builder import Builder
 from ir.graph import Graph

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from codegen import compile as compiling
 from codegen import cross, runtime, targets, toolchain
 from codegen.artifact import read
 from codegen.c_export.export import export
-from codegen.compile import compile_graph
+from codegen.compile import compile_graph, with_precision
 from codegen.container import TOLERANCES
+from codegen.inputs import sample_inputs
+from codegen.reference import verify
 from ir.builder import Builder
-from ir.errors import ArtifactError, InputError, TargetUnavailable
+from ir.errors import ArtifactError, InputError, TargetUnavailable, VerificationError
 from ir.graph import Graph
 from ir.initializers import initialize
 from ir.types import Axis
@@ -98,12 +99,12 @@ def test_library_runs_under_the_emulator(tmp_path: Path, monkeypatch: pytest.Mon
     made = compile_graph(small(), initialize(small(), 0), TARGET, tuning_root=tmp_path)
     assert made.verification_error is not None
     assert made.verification_error <= TOLERANCE
-    inputs = compiling.sample_inputs(small())
+    inputs = sample_inputs(small())
     outputs = {spec.name: (spec.shape, spec.dtype) for spec in made.outputs}
     doubled = [*inputs.values(), *(2 * array for array in made.weights.values())]
     wrong = cross.run_library(made.library, doubled, outputs, TARGET.threads)
-    with pytest.raises(compiling.VerificationError):
-        compiling._verify(small(), dict(made.parameters), inputs, dict(made.expected_outputs), wrong)
+    with pytest.raises(VerificationError):
+        verify(small(), dict(made.parameters), inputs, dict(made.expected_outputs), wrong)
 
 
 @needs_compiler
@@ -149,7 +150,7 @@ def test_extensions_and_bfloat16_run_under_the_emulator(tmp_path: Path) -> None:
     target = targets.get("arm64:dotprod+fp16+i8mm")
     made = export({"forward": graph}, initialize(graph, 0), target, tmp_path / "m")
     assert made.verification_error is not None
-    rounded = compiling.with_precision(graph, "bfloat16")
+    rounded = with_precision(graph, "bfloat16")
     made = export({"forward": rounded}, initialize(graph, 0), TARGET, tmp_path / "r")
     assert made.verification_error is not None
     assert 1e-5 < made.verification_error <= TOLERANCES["bfloat16"]

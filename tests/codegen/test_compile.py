@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import Phase, assume, given, settings
 
-from codegen import build, runtime, targets
-from codegen import compile as compiling
+from codegen import build, reference, runtime, targets
 from codegen.artifact import Artifact
-from codegen.compile import TOLERANCE, compile_graph, describe_kernels
+from codegen.compile import compile_graph, describe_kernels
 from codegen.container import relative_error
 from codegen.inputs import index_bounds, sample_inputs
+from codegen.reference import TOLERANCE
 from codegen.tuning import TuningDatabase
 from ir.builder import Builder
 from ir.errors import CompileError, GraphError, KernelCrash, KernelTimeout, TargetUnavailable, VerificationError
@@ -177,7 +177,7 @@ def test_float64_decides_where_torch_rounds_too_much(
 ) -> None:
     """A float32 result of torch that is off by more than is allowed does no harm; a float64 one does."""
     graph, params = small()
-    exact = compiling.torch_outputs
+    exact = reference.torch_outputs
 
     def blur(graph: Graph, params: Any, inputs: Any, dtype: torch.dtype = torch.float32) -> dict[str, np.ndarray]:
         return {
@@ -185,7 +185,7 @@ def test_float64_decides_where_torch_rounds_too_much(
             for name, array in exact(graph, params, inputs, dtype).items()
         }
 
-    monkeypatch.setattr(compiling, "torch_outputs", blur)
+    monkeypatch.setattr(reference, "torch_outputs", blur)
     if torch.float64 in blurred:
         with pytest.raises(VerificationError, match="disagrees"):
             compile_graph(graph, params, TARGET)

@@ -10,7 +10,8 @@ import pytest
 
 import nas
 from codegen import runtime, targets
-from codegen.compile import compile_functions, torch_outputs
+from codegen.compile import compile_functions
+from codegen.reference import torch_outputs
 from ir.errors import InputError
 from ir.graph import Graph
 from ir.initializers import initialize

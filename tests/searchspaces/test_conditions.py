@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from codegen import runtime, targets
-from codegen.compile import compile_graph, torch_outputs
+from codegen.compile import compile_graph
 from codegen.inputs import sample_inputs
+from codegen.reference import torch_outputs
 from codegen.torch_backend import to_module
 from ir.cost import profile
 from ir.errors import InputError
