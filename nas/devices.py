@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 if TYPE_CHECKING:
     from codegen.devices.client import Device
+    from codegen.gpu.cuda.timing import GpuTiming
     from codegen.measure import Latency
     from codegen.targets.base import Target
     from ir.graph import Graph
@@ -24,13 +25,23 @@ class Timer(Protocol):
     """What times artifacts: the module `codegen.measure`, or a device."""
 
     def measure_latency(
-        self, artifact_path: str | Path, *, threads: int | None = None, max_seconds: float = 10.0
+        self,
+        artifact_path: str | Path,
+        *,
+        threads: int | None = None,
+        max_seconds: float = 10.0,
+        gpu: GpuTiming | None = None,
     ) -> Latency:
         """Time one artifact."""
         ...
 
     def measure_together(
-        self, artifact_paths: Sequence[str | Path], *, threads: int | None = None, max_seconds: float = 20.0
+        self,
+        artifact_paths: Sequence[str | Path],
+        *,
+        threads: int | None = None,
+        max_seconds: float = 20.0,
+        gpu: GpuTiming | None = None,
     ) -> list[Latency]:
         """Time several in turns."""
         ...

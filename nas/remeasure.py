@@ -135,7 +135,7 @@ class _Work:
         self._callback.on_stage(trials[0].number, f"measuring again{others}")
         started = time.monotonic()
         try:
-            runs = [self._measured(paths) for _ in range(_PROCESSES)]
+            runs = [self._measured(objective, paths) for _ in range(_PROCESSES)]
         except NasError as error:
             if len(trials) == 1 or concerns_study(error):
                 self._give_up(objective, trials[0], error)
@@ -149,10 +149,10 @@ class _Work:
             self._study.record_remeasured(trial.number, {objective.name: quantity}, seconds)
         return True
 
-    def _measured(self, paths: Sequence[Path]) -> list[Record]:
+    def _measured(self, objective: Latency, paths: Sequence[Path]) -> list[Record]:
         longest_s = self._seconds * len(paths) / _PROCESSES
-        timer = timer_of(self._study.evaluator.device)
-        return timer.measure_together(paths, threads=self._study.evaluator.threads, max_seconds=longest_s)
+        timer, threads = timer_of(self._study.evaluator.device), self._study.evaluator.threads
+        return timer.measure_together(paths, threads=threads, max_seconds=longest_s, **objective.timing)
 
     def _compiled(self, objective: Latency, trial: Trial, folder: Path) -> Path | None:
         context = self._study.evaluator.context(trial.architecture, trial.number)

@@ -139,6 +139,7 @@ def open_study(
     evaluator = Evaluator(Goals.of(wanted, demanded, task), task, target, threads, seed, device)
     if device is None and any(item.source == "measured" and item.needs_task for item in evaluator.goals.metrics):
         require_measurable(evaluator.context(None).resolve_target())
+    _check_cold_caches(evaluator)
     proposer = strategies.get(strategy)
     proposer.bind(space, evaluator)  # what it cannot serve is an error before a folder is made
     settings = describe_settings(space, evaluator, proposer)
@@ -150,6 +151,17 @@ def open_study(
         storage=Journal(storage) if isinstance(storage, (str, Path)) else storage,
         settings=settings,
     )
+
+
+def _check_cold_caches(evaluator: Evaluator) -> None:
+    cold = any(isinstance(item, Latency) and item.cold_cache for item in evaluator.goals.metrics)
+    if cold and (target := evaluator.context(None).resolve_target()).gpu is None:
+        raise InputError(
+            "only the cache of a GPU is overwritten before calls",
+            where="cold_cache",
+            expected="a target such as cuda",
+            found=target.name,
+        )
 
 
 def load_study(folder: str | Path, *, hold: bool = False, device: str | Device | None = None) -> Study:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ir.errors import InputError, NasError
 from nas.callbacks import Callback
 from nas.evaluate import concerns_study
+from nas.objectives.latency import timing_of
 from nas.objectives.quality import WEIGHTS_FILE
 from nas.profile import is_measurable
 from nas.study import Study
@@ -100,7 +102,8 @@ def compile_trial(
     if context.device is None and not is_measurable(target):
         return
     callback.on_stage(trial.number, "measuring")
-    record_latency(path, context.timer.measure_latency(path, threads=context.threads).to_dict())
+    timing = timing_of(_timed_settings(study))
+    record_latency(path, context.timer.measure_latency(path, threads=context.threads, **timing).to_dict())
 
 
 def load_weights(study: Study, trial: Trial, graph: Any) -> dict[str, Any]:
@@ -123,7 +126,10 @@ def _remove_half_written(folder: Path) -> None:
 
 def _latency_settings(study: Study) -> dict[str, Any]:
     """Return the batch and length whose time the study judges, one whole sequence where it judges none."""
-    settings = [metric.settings for metric in study.goals.metrics if metric.source in _TIMED]
-    return {"batch": 1, "seq_len": None} | {
-        name: value for item in settings[:1] for name, value in item.items() if name in ("batch", "seq_len")
-    }
+    given = _timed_settings(study).items()
+    return {"batch": 1, "seq_len": None} | {name: value for name, value in given if name in ("batch", "seq_len")}
+
+
+def _timed_settings(study: Study) -> Mapping[str, Any]:
+    """Return the settings of what is timed first, empty where nothing is."""
+    return next((metric.settings for metric in study.goals.metrics if metric.source in _TIMED), {})

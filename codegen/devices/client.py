@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ from codegen.devices.report import Report
 from codegen.devices.serve import PORT, read_secret
 from codegen.devices.session import CONNECT_S, Session
 from codegen.devices.wire import WireError
+from codegen.gpu.cuda.timing import GpuTiming
 from codegen.measure import Latency
 from ir.errors import InputError, MeasurementError, TargetUnavailable
 
@@ -139,10 +140,15 @@ class Device:
             own.stop()
 
     def measure_latency(
-        self, artifact_path: str | Path, *, threads: int | None = None, max_seconds: float = 10.0
+        self,
+        artifact_path: str | Path,
+        *,
+        threads: int | None = None,
+        max_seconds: float = 10.0,
+        gpu: GpuTiming | None = None,
     ) -> Latency:
         """Time one artifact; as `measure_together`."""
-        [latency] = self.measure_together([artifact_path], threads=threads, max_seconds=max_seconds)
+        [latency] = self.measure_together([artifact_path], threads=threads, max_seconds=max_seconds, gpu=gpu)
         return latency
 
     def measure_together(
@@ -153,6 +159,7 @@ class Device:
         min_rounds: int = 10,
         max_seconds: float = 20.0,
         target_interval: float = 0.02,
+        gpu: GpuTiming | None = None,
     ) -> list[Latency]:
         """Time artifacts on the device; as `codegen.measure.measure_together`, whose arguments these are.
 
@@ -164,6 +171,7 @@ class Device:
             min_rounds: Rounds of everyone.
             max_seconds: Time for the rounds.
             target_interval: Width of an interval at which to stop.
+            gpu: How models for a GPU are timed.
 
         Returns:
             A record for each; its `machine` has the `device` and, beyond one, the `tries`.
@@ -174,8 +182,9 @@ class Device:
             NasError: What measuring them here would raise.
         """
         paths = [Path(path) for path in artifact_paths]
-        options = {"threads": threads, "min_rounds": min_rounds}
+        options: dict[str, Any] = {"threads": threads, "min_rounds": min_rounds}
         options |= {"max_seconds": max_seconds, "target_interval": target_interval}
+        options |= {} if gpu is None else {"gpu": asdict(gpu)}
         lost: list[str] = []
 
         def work(session: Session) -> list[Latency]:

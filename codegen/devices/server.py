@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -31,6 +31,7 @@ from codegen.devices.wire import (
     describe_error,
     greet_searcher,
 )
+from codegen.gpu.cuda.timing import GpuTiming
 from codegen.workers import Worker
 from ir.errors import InputError, KernelCrash, NasError
 
@@ -188,6 +189,8 @@ class Server:
         }
         if request.get("threads") is not None:
             options["threads"] = int(_number(request, "threads", 1, 4096))
+        if request.get("gpu") is not None:
+            options["gpu"] = _gpu_timing(request["gpu"])
         return [str(path) for path in paths], options, 4 * seconds + _BESIDE_S
 
     def _serve(self, end: socket.socket) -> None:
@@ -322,6 +325,13 @@ def _require_runtime() -> None:
 def _measure(paths: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
     """Measure in the worker, with the function that measures everywhere."""
     return [latency.to_dict() for latency in measure.measure_together(paths, **options)]
+
+
+def _gpu_timing(given: Any) -> GpuTiming:
+    known = {field.name for field in fields(GpuTiming)}
+    if not isinstance(given, dict) or set(given) != known or not all(isinstance(item, bool) for item in given.values()):
+        raise InputError("bad gpu", expected=f"true or false for {', '.join(sorted(known))}", found=repr(given)[:80])
+    return GpuTiming(**given)
 
 
 def _number(message: Mapping[str, Any], name: str, least: float, most: float) -> float:

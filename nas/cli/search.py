@@ -79,6 +79,9 @@ def search(
         list[str] | None, typer.Option(help="Such as 'params<=20e6' or 'latency<=5'; repeat it.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in one call when latency is measured.")] = 1,
+    cold_cache: Annotated[
+        bool, typer.Option("--cold-cache", help="Overwrite a GPU's second-level cache before each timed call.")
+    ] = False,
     latency: Annotated[
         str, typer.Option(help="Where latency comes from: measured, or predicted:PROFILE of `nas profile`.")
     ] = "measured",
@@ -118,7 +121,7 @@ def search(
         if ship:
             resolve_target(compiled_for, threads)  # what would end the shipping is said before anything is trained
         folder = out if out is not None else Path("runs") / loaded.name
-        objectives = [make_objective(name, training, batch) for name in dict.fromkeys(names)]
+        objectives = [make_objective(name, training, batch, cold_cache) for name in dict.fromkeys(names)]
         constraints = [parse_constraint(text) for text in constraint or ()]
         if latency != "measured":
             objectives, constraints = predict_latency(latency, loaded, objectives, constraints, batch)
@@ -159,13 +162,14 @@ def search(
         _show_result(study, out_stream, supernet)
 
 
-def make_objective(name: str, training: dict[str, Any], batch: int = 1) -> Objective:
+def make_objective(name: str, training: dict[str, Any], batch: int = 1, cold_cache: bool = False) -> Objective:
     """Return the objective of a name, with the options of the command line that concern it.
 
     Args:
         name: Registry key.
         training: Budget of training by unit; None leaves one out.
         batch: Sequences in one call when latency is measured.
+        cold_cache: Whether a GPU's second-level cache is overwritten before each timed call.
 
     Raises:
         InputError: No such objective.
@@ -177,6 +181,7 @@ def make_objective(name: str, training: dict[str, Any], batch: int = 1) -> Objec
         hint = did_you_mean(name, known)
         raise InputError("unknown objective", where="--objective", expected=", ".join(known), found=name, hint=hint)
     shaped = {key: {"batch": batch} for key in ("latency", "energy", "memory_bytes", "tuning_cost")}
+    shaped["latency"] |= {"cold_cache": True} if cold_cache else {}
     options: dict[str, dict[str, Any]] = {"quality": training, **shaped}
     return REGISTRY.make(name, options.get(name))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ class Latency(Objective):
         seq_len: Tokens per sequence; None takes the task's length.
         max_ms: Longest median allowed, milliseconds.
         settle_seconds: Longest time for the turns with neighbours; 0 leaves overlaps as they are.
+        cold_cache: Whether a GPU's second-level cache is overwritten before each timed call.
     """
 
     name: str = "latency"
@@ -47,6 +48,7 @@ class Latency(Objective):
     seq_len: int | None = None
     max_ms: float | None = None
     settle_seconds: float = _SETTLE_SECONDS
+    cold_cache: bool = False
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
@@ -56,7 +58,13 @@ class Latency(Objective):
     def settings(self) -> dict[str, Any]:
         given: dict[str, Any] = {"batch": self.batch} if self.batch != 1 else {}
         given |= {} if self.seq_len is None else {"seq_len": self.seq_len}
+        given |= {"cold_cache": True} if self.cold_cache else {}
         return given | ({} if self.settle_seconds == _SETTLE_SECONDS else {"settle_seconds": self.settle_seconds})
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """Keywords of what times models: how a GPU is timed, where that is not as usual."""
+        return timing_of(self.settings)
 
     @property
     def wants_rivals(self) -> bool:
@@ -69,7 +77,7 @@ class Latency(Objective):
         with tempfile.TemporaryDirectory(prefix="nas-latency-") as folder:
             path = self.compile(context, Path(folder))
             context.report("measuring")
-            record = context.timer.measure_latency(path, threads=context.threads)
+            record = context.timer.measure_latency(path, threads=context.threads, **self.timing)
             if not self.wants_rivals:
                 return self.describe_record(record)
             kept = LibraryCache(machine.cache_directory() / "candidates", _KEPT_BYTES)
@@ -117,7 +125,10 @@ class Latency(Objective):
         against = [rival.trial for rival, _ in rivals]
         try:
             own, *others = context.timer.measure_together(
-                [path, *(other for _, other in rivals)], threads=context.threads, max_seconds=self.settle_seconds
+                [path, *(other for _, other in rivals)],
+                threads=context.threads,
+                max_seconds=self.settle_seconds,
+                **self.timing,
             )
         except (ArtifactError, KernelCrash, KernelTimeout, MeasurementError) as error:  # the model alone is sound
             return alone, {"against": against, "parted": False, "reason": error.message}
@@ -126,6 +137,13 @@ class Latency(Objective):
         if not parted and _width(alone) <= _width(own):
             return alone, {"against": against, "parted": False}
         return rescale(own, scale), {"against": against, "parted": parted, "scale": round(scale, 4)}
+
+
+def timing_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords of what times models, from the settings of a latency."""
+    from codegen.gpu.cuda.timing import GpuTiming
+
+    return {"gpu": GpuTiming(flush_cache=True)} if settings.get("cold_cache") else {}
 
 
 def neighbours(value: float, interval: tuple[float, float], rivals: Sequence[Rival]) -> list[Rival]:

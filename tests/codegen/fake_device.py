@@ -34,11 +34,13 @@ class FakeWorker:
         begun: Released once for each measurement that begins.
         killed: Set once the process was killed.
         seen: Names of the files of each measurement.
+        asked: Keywords of each.
     """
 
     def __init__(self, script: Callable[[FakeWorker, int], None] | None = None) -> None:
         self.begun, self.killed = threading.Semaphore(0), threading.Event()
         self.seen: list[list[str]] = []
+        self.asked: list[dict[str, Any]] = []
         self._script = script
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
@@ -46,6 +48,7 @@ class FakeWorker:
             return None
         paths: list[str] = arguments[0]
         self.seen.append([Path(path).stem for path in paths])
+        self.asked.append(arguments[1])
         self.begun.release()
         if self._script is not None:
             self._script(self, len(self.seen))

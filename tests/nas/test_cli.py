@@ -90,6 +90,7 @@ def test_help_names_every_verb_and_no_argument_shows_it():
         (("search", "tiny_lm", "--data", "no_such_file"), "no_such_file"),
         (("search", "tiny_lm", "--hours", "-1"), "a positive number"),
         (("search", "tiny_lm", "--target", "gpu"), "unknown target"),
+        (("search", "tiny_lm", "--cold-cache"), "only the cache of a GPU"),
         (("show", "tiny_lm", "--pick", "bigest", "--ir"), "did you mean 'largest'"),
         (("show", "tiny_lm", "--trial", "1"), "only a run has trials"),
         (("show", "missing.nas"), "cannot read the artifact"),

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from codegen.gpu.cuda.timing import GpuTiming
 from codegen.measure import Latency as Record
 from ir.errors import KernelCrash
 from nas.evaluate import Evaluator
@@ -50,14 +51,19 @@ def test_scale_puts_a_time_where_its_neighbours_recorded_theirs():
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
     """Stand in for compiler and clock: `alone` and `together` give times, `calls` tells who was timed together."""
-    found = SimpleNamespace(alone=record_of(1.0, 0.02), together={}, calls=[])
+    found = SimpleNamespace(alone=record_of(1.0, 0.02), together={}, calls=[], timing=[])
 
     def compile_to(self, context, folder):
         path = folder / f"candidate_{context.number}.nas"
         path.write_text(f"model {context.number}")
         return path
 
-    def together(paths, *, threads, max_seconds):
+    def alone(path, *, threads, **timing):
+        found.timing.append(timing)
+        return found.alone
+
+    def together(paths, *, threads, max_seconds, **timing):
+        found.timing.append(timing)
         models = [path.read_text() for path in paths]
         found.calls.append(models)
         if not found.together:
@@ -66,7 +72,7 @@ def bench(monkeypatch, tmp_path):
 
     monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(Latency, "compile", compile_to)
-    monkeypatch.setattr("codegen.measure.measure_latency", lambda path, threads: found.alone)
+    monkeypatch.setattr("codegen.measure.measure_latency", alone)
     monkeypatch.setattr("codegen.measure.measure_together", together)
     return found
 
@@ -118,6 +124,16 @@ def test_latency_without_settling_keeps_no_models(bench, tmp_path):
     assert "candidate" not in quantity.details
     assert not (tmp_path / "candidates").exists()
     assert bench.calls == []
+
+
+def test_cache_is_overwritten_where_asked(bench):
+    """In every measurement of a study, the turns with neighbours included; otherwise clocks keep their ways."""
+    other = first_rival()
+    bench.together = {"model 0": record_of(1.05), "model 1": record_of(1.1)}
+    assert bench.timing == [{}]
+    evaluate(1, [other], Latency(cold_cache=True))
+    assert bench.timing[1:] == 2 * [{"gpu": GpuTiming(flush_cache=True)}]
+    assert Latency(cold_cache=True).settings == {"cold_cache": True}
 
 
 def test_rivals_are_the_latest_measurements_that_were_kept():

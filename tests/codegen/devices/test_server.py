@@ -20,6 +20,7 @@ from codegen.devices.client import Device
 from codegen.devices.serve import _tls
 from codegen.devices.server import Limits
 from codegen.devices.wire import Wire, WireError, checked, greet_device
+from codegen.gpu.cuda.timing import GpuTiming
 from ir.errors import InputError, KernelCrash, MeasurementError, TargetUnavailable
 from tests.codegen.fake_device import LONG_S, FakeWorker, Network, device_at, serving
 
@@ -47,6 +48,22 @@ def test_a_measurement_names_its_device_and_sends_each_artifact_once(tmp_path, m
         assert device.measure_latency(model).median_ms == 700.0
         assert {path: path.stat().st_ino for path in (tmp_path / "cache").iterdir()} == before
     assert worker.seen[1] == [hashlib.sha256(model.read_bytes()).hexdigest()]
+
+
+def test_a_gpu_is_timed_as_asked(tmp_path, model):
+    """What concerns the GPU travels with the request, and is checked."""
+    worker = FakeWorker()
+    with serving(tmp_path / "cache", worker) as (_, port):
+        device = device_at(port)
+        device.measure_latency(model, gpu=GpuTiming(flush_cache=True))
+        device.measure_latency(model)
+        wire, end = connected(port)
+        ask(wire, {**HOLD, "wait_s": LONG_S})  # the device's lease may yet be on its way back
+        asked = {"op": "measure", "artifacts": [hashlib.sha256(model.read_bytes()).hexdigest()], **FEW}
+        with pytest.raises(InputError, match="bad gpu"):
+            ask(wire, {**asked, "gpu": {"flush_cache": 1, "graph": True}})
+        end.close()
+    assert [options.get("gpu") for options in worker.asked] == [GpuTiming(flush_cache=True), None]
 
 
 def test_a_report_says_what_the_device_is_and_who_has_it(tmp_path):
