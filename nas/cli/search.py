@@ -121,8 +121,9 @@ def search(
         if ship:
             resolve_target(compiled_for, threads)  # what would end the shipping is said before anything is trained
         folder = out if out is not None else Path("runs") / loaded.name
-        objectives = [make_objective(name, training, batch, cold_cache) for name in dict.fromkeys(names)]
-        constraints = [parse_constraint(text) for text in constraint or ()]
+        timed = {"batch": batch, "cold_cache": cold_cache}
+        objectives = [make_objective(name, training, **timed) for name in dict.fromkeys(names)]
+        constraints = [parse_constraint(text, **timed) for text in constraint or ()]
         if latency != "measured":
             objectives, constraints = predict_latency(latency, loaded, objectives, constraints, batch)
         if measured_on is None and any(item.source == "measured" for item in (*objectives, *constraints)):
@@ -180,10 +181,17 @@ def make_objective(name: str, training: dict[str, Any], batch: int = 1, cold_cac
     if name not in known:
         hint = did_you_mean(name, known)
         raise InputError("unknown objective", where="--objective", expected=", ".join(known), found=name, hint=hint)
-    shaped = {key: {"batch": batch} for key in ("latency", "energy", "memory_bytes", "tuning_cost")}
-    shaped["latency"] |= {"cold_cache": True} if cold_cache else {}
-    options: dict[str, dict[str, Any]] = {"quality": training, **shaped}
+    options = {"quality": training, **_call_options(batch, cold_cache)}
     return REGISTRY.make(name, options.get(name))
+
+
+def _call_options(batch: int, cold_cache: bool) -> dict[str, dict[str, Any]]:
+    """Return options of the objectives that concern one call of the compiled model."""
+    options: dict[str, dict[str, Any]] = {
+        name: {"batch": batch} for name in ("latency", "energy", "memory_bytes", "tuning_cost")
+    }
+    options["latency"] |= {"cold_cache": True} if cold_cache else {}
+    return options
 
 
 def objective_names() -> tuple[str, ...]:
@@ -193,8 +201,13 @@ def objective_names() -> tuple[str, ...]:
     return tuple(name for name in REGISTRY.names() if name not in _NOT_BY_NAME)
 
 
-def parse_constraint(text: str) -> Objective:
+def parse_constraint(text: str, batch: int = 1, cold_cache: bool = False) -> Objective:
     """Read a constraint such as `params<=20e6`.
+
+    Args:
+        text: What was given.
+        batch: Sequences in one call when latency is measured.
+        cold_cache: Whether a GPU's second-level cache is overwritten before each timed call.
 
     Raises:
         InputError: It is malformed, or names nothing that can be bounded that way.
@@ -216,7 +229,7 @@ def parse_constraint(text: str) -> Objective:
     if name == "latency" and sign == ">=":
         raise _bad_constraint(text, "an upper bound: 'latency<=5', milliseconds")
     key = {"<=": "max", ">=": "min"}[sign] + ("_ms" if name == "latency" else "")
-    return REGISTRY.make(name, {key: bound})
+    return REGISTRY.make(name, {key: bound} | _call_options(batch, cold_cache).get(name, {}))
 
 
 def _bad_constraint(text: str, expected: str, hint: str | None = None) -> InputError:

@@ -213,6 +213,7 @@ def test_constraint_on_latency_is_in_milliseconds():
     assert parse_constraint("latency<=5").bounds == (None, 5.0)
     assert parse_constraint("latency_ms<=5") == parse_constraint("latency<=5")
     assert parse_constraint("quality>=0.5").bounds == (0.5, None)
+    assert parse_constraint("latency<=5", batch=8).settings == {"batch": 8}
 
 
 def test_objectives_take_the_options_that_concern_them():
