@@ -323,15 +323,9 @@ def _layer_process(table: FeatureTable, seed: int) -> Any:
 
 
 def _layer_trees(table: FeatureTable, seed: int) -> Any:
-    """Extremely random trees on means over the first layers, as a layer process sees them."""
-    from sklearn.ensemble import ExtraTreesRegressor
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer
+    from nas.predictors.layer_trees import LayerTrees
 
-    from nas.predictors.layer_process import LayerColumns
-
-    trees = ExtraTreesRegressor(300, min_samples_leaf=2, max_features=0.3, random_state=seed)
-    return make_pipeline(FunctionTransformer(LayerColumns.of(table).make), trees)
+    return LayerTrees(table, seed)
 
 
 KINDS: dict[str, Callable[[FeatureTable, int], Any]] = {

@@ -16,7 +16,7 @@ Differences = NDArray[np.float32]
 
 # Layers from the input on that are looked at one by one; what follows counts in summaries.
 _LAYERS = 16
-# Points that the relevances are learnt from, and numbers that their differences may take up.
+# Points that the relevances are learnt from, and numbers that their differences, both ways, may come to.
 _MOST_POINTS = 700
 _MOST_NUMBERS = 1e8
 _STEPS = 30
@@ -27,6 +27,10 @@ _LOG_SUMMARY = -2.5
 _LOG_NOISE = -1.0
 # How far logarithms may move from there.
 _BOUNDS = (-6.0, 4.0)
+# Degrees of freedom of the noise; passes that weigh points by it at most, and change of a weight that ends them.
+_FREEDOM = 4.0
+_PASSES = 30
+_SETTLED = 0.02
 _ENTRY = re.compile(r"^([^\[]*)\[(\d+)\]([^\[]*)$")
 
 
@@ -40,12 +44,21 @@ class LayerProcess:
     layer is put in or left out, or a summary of the point. The logarithms of relevances, amplitude and noise maximise
     the marginal likelihood of some of the points, under a normal prior around the start.
 
+    Then all points are weighed. Trainings fail now and then, so noise has the long tails of Student's t distribution
+    with four degrees of freedom, the usual number: it is normal with a variance s / w_i of its own for each point i.
+    With the mean m_i and the variance v_i of the process there,
+
+        e_i = (y_i - m_i)^2 + v_i,  w_i = (4 + 1) / (4 + e_i / s),  s = mean of w_i e_i
+
+    in turn until the weights stay: a point far from what its neighbours let expect counts little.
+
     Attributes:
         table: Columns of the points; entries of lists are called `list[index]option`.
         seed: Decides which points the relevances are learnt from.
-        unseen_N: What each fitted point is predicted to be by all others.
+        unseen_N: What each fitted point is predicted to be by all others, weighed as they are beside it.
 
-    Source: Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", sections 2.3, 5.1 and 5.4.2.
+    Source: Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", sections 2.3, 5.1 and 5.4.2;
+        Tipping and Lawrence 2005, "Variational inference for Student-t models", for the weights.
     """
 
     table: FeatureTable
@@ -54,8 +67,6 @@ class LayerProcess:
 
     def fit(self, x_NF: Vector, y_N: Vector) -> LayerProcess:
         """Fit to `[points, columns]` and a number for each."""
-        from scipy.linalg import cho_factor, cho_solve
-
         self._level, self._scale = float(y_N.mean()), float(y_N.std()) or 1.0
         z_N = (y_N - self._level) / self._scale
         self._columns = LayerColumns.of(self.table)
@@ -63,8 +74,7 @@ class LayerProcess:
         self._size_J = self._columns.sizes(columns_NJ)
         self._learn(columns_NJ / self._size_J, z_N)
         self._seen_NJ = columns_NJ / self._size_J * self._relevance_J
-        k_NN = self._kernel(self._seen_NJ) + self._noise * np.eye(len(z_N))
-        inverse_NN = cho_solve(cho_factor(k_NN), np.eye(len(z_N)))
+        inverse_NN = self._weigh(self._kernel(self._seen_NJ), z_N)
         self._dual_N = inverse_NN @ z_N
         self.unseen_N = self._level + self._scale * (z_N - self._dual_N / np.diag(inverse_NN))
         return self
@@ -80,18 +90,34 @@ class LayerProcess:
 
         return self._amplitude * np.exp(-cdist(given_NJ, self._seen_NJ, "cityblock"))
 
+    def _weigh(self, k_NN: Vector, z_N: Vector) -> Vector:
+        """Set the noise of each point, and return the inverse of their covariance with it."""
+        from scipy.linalg import inv
+
+        least = np.exp(_LOG_NOISE + _BOUNDS[0])
+        weight_N, inverse_NN = np.ones(len(z_N)), k_NN
+        for _ in range(_PASSES):
+            self._noise_N = self._noise / weight_N
+            inverse_NN = inv(k_NN + np.diag(self._noise_N))
+            error_N = self._noise_N * (inverse_NN @ z_N)
+            square_N = error_N**2 + self._noise_N - self._noise_N**2 * np.diag(inverse_NN)
+            before_N, weight_N = weight_N, tail_weights(square_N, self._noise)
+            if np.abs(np.log(weight_N / before_N)).max() < _SETTLED:
+                break
+            self._noise = max(float(np.mean(weight_N * square_N)), least)
+        return inverse_NN
+
     def _learn(self, scaled_NJ: Vector, z_N: Vector) -> None:
         """Set relevances, amplitude and noise."""
         from scipy.optimize import minimize
 
         most = max(min(_MOST_POINTS, int(np.sqrt(_MOST_NUMBERS / max(scaled_NJ.shape[1], 1)))), 2)
         rows = np.random.default_rng(self.seed).permutation(len(z_N))[:most]
-        scaled_JP = scaled_NJ[rows].T.astype(np.float32)
-        apart_JPP = np.abs(scaled_JP[:, :, None] - scaled_JP[:, None, :])
-        start = self._columns.start(apart_JPP)
+        apart_JQ = _differences(scaled_NJ[rows])
+        start = self._columns.start(apart_JQ)
 
         def loss(parameters: Vector) -> tuple[float, Vector]:
-            value, slope = _likelihood(self._columns, parameters, apart_JPP, z_N[rows])
+            value, slope = _likelihood(self._columns, parameters, apart_JQ, z_N[rows])
             moved = parameters - start
             return value + 0.5 * float(moved @ moved), slope + moved
 
@@ -154,12 +180,13 @@ class LayerColumns:
         spread = [columns_NJ[:, self.option_J == option].std() for option in range(self.option_J.max(initial=-1) + 1)]
         return np.where(np.array(spread) > 0, spread, 1.0)[self.option_J]
 
-    def start(self, apart_JPP: Differences) -> Vector:
+    def start(self, apart_JQ: Differences) -> Vector:
         """Return the parameters that learning starts from: by layer, by option, amplitude and noise."""
         options = np.zeros(int(self.option_J.max(initial=-1)) + 1)
         options[len(options) - len(self.summaries) :] = _LOG_SUMMARY if self.groups else 0.0
         start = np.concatenate([-np.arange(self.layers) / _DECAY_LAYERS, options, [0.0, _LOG_NOISE]])
-        typical = float(np.median(np.tensordot(self.relevance(start).astype(np.float32), apart_JPP, 1)))
+        apart_Q = self.relevance(start).astype(np.float32) @ apart_JQ
+        typical = float(np.median(apart_Q)) if len(apart_Q) else 0.0
         start[self.layers : -2] += np.log(_DISTANCE / typical) if typical > 0 else 0.0
         return start
 
@@ -175,19 +202,34 @@ class LayerColumns:
         return np.concatenate([by_layer, by_option]).astype(np.float64)
 
 
-def _likelihood(columns: LayerColumns, parameters: Vector, apart_JPP: Differences, z_P: Vector) -> tuple[float, Vector]:
+def tail_weights(square_N: Vector, variance: float) -> Vector:
+    """Return what points count for where noise is distributed as Student's t, from the squares of their errors."""
+    return (_FREEDOM + 1) / (_FREEDOM + square_N / variance)
+
+
+def _differences(scaled_PJ: Vector) -> Differences:
+    """Return by how much points differ in each column, `[columns, pairs]`, in the order of SciPy's `pdist`."""
+    scaled_JP = scaled_PJ.T.astype(np.float32)
+    first_Q, second_Q = np.triu_indices(len(scaled_PJ), 1)
+    return np.abs(scaled_JP[:, first_Q] - scaled_JP[:, second_Q])
+
+
+def _likelihood(columns: LayerColumns, parameters: Vector, apart_JQ: Differences, z_P: Vector) -> tuple[float, Vector]:
     """Return the negative logarithm of the marginal likelihood, and its slope."""
+    from scipy.spatial.distance import squareform
+
     relevance_J = columns.relevance(parameters)
     amplitude, noise = np.exp(parameters[-2:])
-    near_PP = amplitude * np.exp(-np.tensordot(relevance_J.astype(np.float32), apart_JPP, 1)).astype(np.float64)
-    k_PP = near_PP + noise * np.eye(len(z_P))
+    near_Q = amplitude * np.exp(-(relevance_J.astype(np.float32) @ apart_JQ)).astype(np.float64)
+    k_PP = squareform(near_Q) + (amplitude + noise) * np.eye(len(z_P))
     inverse_PP = np.linalg.inv(k_PP)
     dual_P = inverse_PP @ z_P
     value = 0.5 * float(z_P @ dual_P) + float(np.log(np.diag(np.linalg.cholesky(k_PP))).sum())
     pull_PP = inverse_PP - np.outer(dual_P, dual_P)
-    pulled_PP = (pull_PP * near_PP).astype(np.float32)
-    by_column_J = -0.5 * relevance_J * np.tensordot(apart_JPP, pulled_PP, ([1, 2], [0, 1]))
-    others = [0.5 * float(pulled_PP.sum()), 0.5 * float(noise) * float(np.trace(pull_PP))]
+    pulled_Q = squareform(pull_PP, checks=False) * near_Q
+    by_column_J = -relevance_J * (apart_JQ @ pulled_Q.astype(np.float32))
+    own = float(np.trace(pull_PP))
+    others = [float(pulled_Q.sum()) + 0.5 * float(amplitude) * own, 0.5 * float(noise) * own]
     return value, np.concatenate([columns.slope(by_column_J), others])
 
 

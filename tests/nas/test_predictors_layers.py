@@ -14,7 +14,8 @@ from ir.cost import node_costs
 from ir.errors import InputError
 from nas.predictors.ensemble import Ensemble
 from nas.predictors.features import FeatureTable, flatten
-from nas.predictors.layer_process import LayerColumns, LayerProcess, _likelihood
+from nas.predictors.layer_process import LayerColumns, LayerProcess, _differences, _likelihood
+from nas.predictors.layer_trees import LayerTrees, _weights
 from nas.predictors.roofline import RooflineLatency, roofline_ms
 from nas.tasks import get as get_task
 from searchspaces.space import load_space
@@ -62,7 +63,7 @@ def test_layer_process_finds_which_layers_matter():
 
 
 def test_left_out_predictions_are_those_of_a_process_without_the_point():
-    """With relevances held, leaving a point out gives what the closed form says."""
+    """With relevances and weights held, leaving a point out gives what the closed form says."""
     points, values = _models(np.random.default_rng(1), 30)
     table = FeatureTable.of(points)
     process = LayerProcess(table).fit(table.matrix(points), values)
@@ -70,9 +71,55 @@ def test_left_out_predictions_are_those_of_a_process_without_the_point():
     seen_NJ = process._seen_NJ
     k_NN = process._kernel(seen_NJ)
     rest = np.arange(1, 30)
-    dual = np.linalg.solve(k_NN[np.ix_(rest, rest)] + process._noise * np.eye(29), z_N[rest])
+    dual = np.linalg.solve(k_NN[np.ix_(rest, rest)] + np.diag(process._noise_N[rest]), z_N[rest])
     expected = values.mean() + values.std() * float(k_NN[0, rest] @ dual)
     assert process.unseen_N[0] == pytest.approx(expected, abs=1e-8)
+
+
+def test_failed_trainings_count_little(monkeypatch):
+    """One value in eight tells nothing: weights save a part of what that costs, and cost nothing where all is well."""
+    points, values = _models(np.random.default_rng(3), 320)
+    table, failed = FeatureTable.of(points), values[:120].copy()
+    failed[::8] += 4.0 * np.random.default_rng(13).normal(size=15)
+
+    def tau(targets):
+        process = LayerProcess(table).fit(table.matrix(points[:120]), targets)
+        return _tau(process, table, points[120:], values[120:])
+
+    weighed = {"clean": tau(values[:120]), "failed": tau(failed)}
+    monkeypatch.setattr("nas.predictors.layer_process._PASSES", 1)  # the first pass weighs all alike
+    alike = {"clean": tau(values[:120]), "failed": tau(failed)}
+    assert weighed["failed"] > alike["failed"] + 0.05  # 0.62 and 0.46
+    assert weighed["clean"] > alike["clean"] - 0.01
+
+
+def test_layer_trees_lower_failed_trainings():
+    """Trees weigh points as well, and find more of what holds without them."""
+    points, values = _models(np.random.default_rng(3), 320)
+    table, failed = FeatureTable.of(points), values[:120].copy()
+    failed[::8] += 4.0 * np.random.default_rng(13).normal(size=15)
+    x_NF = table.matrix(points[:120])
+    trees = LayerTrees(table).fit(x_NF, failed)
+    alike = LayerTrees(table)._trees(300).fit(LayerColumns.of(table).make(x_NF), failed)
+    fresh_NJ = LayerColumns.of(table).make(table.matrix(points[120:]))
+    tau = _tau(trees, table, points[120:], values[120:])
+    assert tau > _rank(alike.predict(fresh_NJ), values[120:]) + 0.1  # 0.81 and 0.57
+
+
+def test_weights_agree_with_the_variance_they_give():
+    """A point of ten times the usual error counts little, equal errors all count one, none at all is no trouble."""
+    weight_N = _weights(np.array([1.0] * 20 + [100.0]))
+    assert weight_N[-1] < 0.1 < 0.9 < weight_N[0]
+    np.testing.assert_allclose(_weights(np.full(5, 3.0)), 1.0)
+    np.testing.assert_array_equal(_weights(np.zeros(3)), 1.0)
+
+
+@pytest.mark.parametrize("kind", ["layer_process", "layer_trees"])
+def test_two_points_are_enough(kind):
+    """Folds of one point are no error, and what is predicted is finite."""
+    points, _ = _models(np.random.default_rng(5), 2)
+    fitted = Ensemble((kind,)).fit(points, [1.0, 2.0])
+    assert np.all(np.isfinite(fitted.predict(points).mean_N))
 
 
 def test_slope_of_the_likelihood_is_what_finite_differences_give():
@@ -82,14 +129,13 @@ def test_slope_of_the_likelihood_is_what_finite_differences_give():
     table = FeatureTable.of(points)
     columns = LayerColumns.of(table)
     scaled_NJ = columns.make(table.matrix(points))
-    scaled_JN = (scaled_NJ / columns.sizes(scaled_NJ)).T
-    apart_JNN = np.abs(scaled_JN[:, :, None] - scaled_JN[:, None, :]).astype(np.float32)
-    start = columns.start(apart_JNN)
-    _, slope = _likelihood(columns, start, apart_JNN, values)
+    apart_JQ = _differences(scaled_NJ / columns.sizes(scaled_NJ))
+    start = columns.start(apart_JQ)
+    _, slope = _likelihood(columns, start, apart_JQ, values)
     for place in (0, 3, columns.layers, len(start) - 3, len(start) - 2, len(start) - 1):
         step = np.zeros(len(start))
         step[place] = 1e-2  # distances are float32: a smaller step would measure their rounding
-        ends = [_likelihood(columns, start + sign * step, apart_JNN, values)[0] for sign in (1, -1)]
+        ends = [_likelihood(columns, start + sign * step, apart_JQ, values)[0] for sign in (1, -1)]
         assert slope[place] == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=2e-2, abs=1e-3)
 
 
