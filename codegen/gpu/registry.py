@@ -99,7 +99,7 @@ GENERATORS: Final[Mapping[type[Kernel], Generator]] = {
 }
 """The generator of each family for every kind of device."""
 
-SPECIAL: Final[Mapping[str, str]] = {"cuda": "codegen.gpu.cuda.products"}
+SPECIAL: Final[Mapping[str, str]] = {"cuda": "codegen.gpu.cuda.generators"}
 """For a kind of device, the module that has better generators for some kernels."""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from codegen import runtime, targets, tvm_runtime
 from codegen.artifact import read
 from codegen.compile import compile_graph
 from codegen.gpu import loading
-from codegen.gpu.cuda import device, kernels, nvcc
+from codegen.gpu.cuda import attention, device, kernels, nvcc, recurrences
 from codegen.gpu.cuda.timing import CudaClock, CudaGraph, GpuStopwatch, GpuTiming, Runtime
+from codegen.kernels.attention import AttentionKernel
+from codegen.kernels.recurrence import OuterScanKernel
 from codegen.placement import KDL_CPU, DeviceMemory
 from codegen.targets.cuda import ARCHITECTURES
 from codegen.virtual_machine import aligned
@@ -24,7 +28,11 @@ from ir.graph import Graph
 from ir.initializers import initialize
 from ir.types import Axis
 from nas.profile import require_measurable
+from tests.codegen import small_models
 
+MANY = AttentionKernel(1, 1024, 1024, 4, 4, 128, 128, 0.09, precision="bfloat16", causal=True, window=300)
+FEW = AttentionKernel(1, 4, 4096, 8, 2, 64, 64, 0.125, causal=True, offset=True)
+SCAN = OuterScanKernel(1, 1024, 4, 128, 128, decay="key")
 needs_compiler = pytest.mark.skipif(nvcc.find() is None, reason=f"nvcc is not installed here; {nvcc.HINT}")
 without_gpu = pytest.mark.skipif(not isinstance(device.find(), str), reason="there is an NVIDIA GPU here")
 
@@ -294,6 +302,10 @@ def test_artifacts_of_other_devices_are_refused() -> None:
     "kernel",
     [
         *(kernels.gemm(activation="gelu", tile=tile) for tile in kernels.GEMM_TILES),
+        attention.many_launch(MANY).site,
+        attention.many_launch(replace(MANY, precision="float32")).site,
+        *(launch.site for launch in attention.few_launches(FEW)),
+        *(launch.site for launch in recurrences.launches(SCAN)),
         kernels.attention("float16", head=64, causal=True),
         kernels.gla_states(key=128, value=128),
         kernels.gla_outputs(key=128, value=128),
@@ -328,4 +340,30 @@ def test_products_in_bfloat16_run_on_tensor_cores() -> None:
     ours = [kernel for kernel in made.kernels if kernel["knobs"] == {"path": "tensor cores"}]
     assert len(ours) == 1  # the input of the first comes as float32
     assert b"nas_gemm_bfloat16_identity_float32_32x32_32x16x64" in made.library
+    assert nvcc.architectures_of(made.library) == ["sm_90"]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("mixer", "step", "expected"),
+    [
+        ("softmax_attention", False, {b"model_attention_32"}),
+        ("softmax_attention", True, {b"decode_attention_32", b"decode_join_32"}),
+        ("gated_linear_attention", False, {b"scan_states_16_32", b"scan_join_16_32", b"scan_outputs_16_32"}),
+        ("gated_linear_attention", True, set[bytes]()),
+    ],
+)
+def test_mixers_of_models_run_by_kernels_of_ours(mixer: str, step: bool, expected: set[bytes]) -> None:
+    """Forward on tensor cores; decoding by shares of a cache; a single step of a recurrence as on all devices."""
+    graph = small_models.language_model(
+        small_models.of(mixer, num_heads=2),
+        small_models.NONE,
+        position="rope",
+        width=64,
+        depth=1,
+        signature=replace(small_models.TOKENS, seq_len=140),
+        step=step,
+    )
+    made = compile_graph(graph, initialize(graph, 0), targets.get("cuda"), precision="bfloat16")
+    assert set(re.findall(rb"nas_((?:model|decode|scan)_[a-z]+_[0-9_]+)_", made.library)) == expected
     assert nvcc.architectures_of(made.library) == ["sm_90"]

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from codegen.gpu.cuda import kernels, products
+from codegen.gpu.cuda import generators, kernels, products
 from codegen.kernels.base import storage_dtype
 from codegen.kernels.gemm import GemmKernel
 from codegen.targets.base import Gpu
@@ -92,7 +92,7 @@ def test_products_of_models_equal_their_meaning(kernel: GemmKernel) -> None:
     """The entry with its sizes fixed, on operands as they are packed: bias, residual, either type of output."""
     rng = np.random.default_rng(3)
     site, gpu = products.gemm_site(kernel), Gpu("cuda", "sm_90", 1024, 48 * 1024, 32)
-    assert products.find(kernel, gpu) is not None
+    assert generators.find(kernel, gpu) is not None
     a, w = draw(rng, (kernel.m, kernel.k), "bfloat16"), rng.standard_normal((kernel.k, kernel.n), np.float32)
     rest = [rng.standard_normal(kind.shape, np.float32) for kind in kernel.inputs[2:]]
     (out,) = kernel.outputs
@@ -124,7 +124,7 @@ def test_products_of_models_equal_their_meaning(kernel: GemmKernel) -> None:
 )
 def test_products_that_do_not_fit_go_the_usual_way(kernel: GemmKernel) -> None:
     """Other types, few rows, ragged columns, gates."""
-    assert products.find(kernel, Gpu("cuda", "sm_90", 1024, 48 * 1024, 32)) is None
+    assert generators.find(kernel, Gpu("cuda", "sm_90", 1024, 48 * 1024, 32)) is None
 
 
 @pytest.mark.parametrize(("shape", "blocks"), [((256, 256, 320), 1), ((130, 264, 72), 3)])

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from codegen._tvm import IRModule, tvm
 from codegen.gpu.cuda import nvcc
-from codegen.gpu.cuda.products import CODE_ATTRIBUTE
+from codegen.gpu.cuda.sites import CODE_ATTRIBUTE
 
 _TAGS: Final = ("blockIdx.x", "blockIdx.y", "threadIdx.x", "tirx.use_dyn_shared_memory")
 
@@ -21,8 +21,7 @@ def attach_code(module: IRModule, architecture: str) -> IRModule:
     found: dict[str, dict[str, Any]] = {}
     for function in module.functions.values():
         if CODE_ATTRIBUTE in (function.attrs or {}):
-            code = json.loads(str(function.attrs[CODE_ATTRIBUTE]))
-            found[code["entry"]] = code
+            found |= {code["entry"]: code for code in json.loads(str(function.attrs[CODE_ATTRIBUTE]))}
     if not found:
         return module
     headers = dict.fromkeys(f'#include "{code["header"]}"' for code in found.values())

@@ -5,33 +5,19 @@ What the graph rounds to bfloat16 loses nothing there; sums are float32. Everyth
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from codegen._tvm import PrimFunc
-from codegen._tvm import tir_builder as T
 from codegen.gpu.cuda.kernels import ACTIVATIONS, CudaKernel, gemm, gemm_tile
-from codegen.gpu.emit import Operand, build_function
-from codegen.gpu.registry import Generator
-from codegen.kernels.base import Array, Kernel, Knobs
+from codegen.gpu.cuda.sites import Launch, write_launches
+from codegen.kernels.base import Array, Knobs
 from codegen.kernels.gemm import GemmKernel
 from codegen.targets.base import Gpu
 from ir.rounding import bfloat16_bits
 
-CODE_ATTRIBUTE: Final = "nas.cuda_code"
-"""Function attribute: the kernels in CUDA C++ that the function starts, as JSON; see `codegen.gpu.cuda.linking`."""
-
 LEAST_ROWS: Final = 16
 """Rows of the smallest product that tensor cores make."""
 _STEP: Final = 8  # elements of 16 bytes
-
-
-def find(kernel: Kernel, gpu: Gpu) -> Generator | None:
-    """Return what writes a kernel on tensor cores, None where nothing here does."""
-    del gpu
-    if isinstance(kernel, GemmKernel) and fits(kernel):
-        return Generator(write_gemm, lambda *_: {"path": "tensor cores"}, pack_gemm, lambda _, index: index == 1)
-    return None
 
 
 def fits(kernel: GemmKernel) -> bool:
@@ -47,14 +33,8 @@ def write_gemm(kernel: GemmKernel, gpu: Gpu, knobs: Knobs) -> PrimFunc:
     """Write the function that starts the kernel."""
     del gpu, knobs
     site, grid = gemm_site(kernel), gemm_tile(kernel.m, kernel.n).grid(kernel.m, kernel.n)
-
-    def write(*operands: Operand) -> None:
-        pointers = [operand.argument.data for operand in operands]
-        T.evaluate(T.call_packed(site.entry, *pointers, grid[0], grid[1], site.threads, site.shared_bytes))
-
-    function = build_function(kernel, write, [None, ((kernel.n, kernel.k), "uint16")])
-    described = {"header": site.header, "entry": site.entry, "text": site.text, "pointers": len(site.arguments)}
-    return function.with_attr(CODE_ATTRIBUTE, json.dumps(described))
+    names = [name for _, name in site.arguments]
+    return write_launches(kernel, names, [Launch(site, grid[:2])], packed=[None, ((kernel.n, kernel.k), "uint16")])
 
 
 def pack_gemm(kernel: GemmKernel, gpu: Gpu, knobs: Knobs, index: int, array: Array) -> Array | None:

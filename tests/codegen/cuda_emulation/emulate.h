@@ -1,8 +1,9 @@
 // Runs the text of a CUDA kernel on a CPU: a block's threads are fibres that take turns at barriers and warp functions.
 //
 // Covered: indices, fragment layouts of ldmatrix and mma, zero filling, waits for background copies (a copy happens no
-// earlier than its wait), barriers that not everybody reaches, rounding of stored elements.
-// Not covered: races between barriers, memory ordering, bank conflicts, registers, alignment faults, approximations of
+// earlier than its wait), barriers that not everybody reaches, rounding of stored elements, that sums of TF32 are cut.
+// Every other block takes its threads from the last on, which shows some races.
+// Not covered: other races between barriers, memory ordering, bank conflicts, registers, alignment faults, approximations of
 // ex2, the order of additions inside a tensor core. Reads past the end of a tensor are left to the caller's sanitizer.
 #pragma once
 #include <setjmp.h>
@@ -33,6 +34,9 @@ struct dim3 {
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -114,14 +118,15 @@ inline void run_block(unsigned threads) {
   for (unsigned left = threads; left;) {
     left = 0;
     for (unsigned i = 0; i < threads; ++i) {
-      volatile unsigned at = i;
+      volatile unsigned turn = i;
+      unsigned at = (blockIdx.x + blockIdx.y) % 2 ? threads - 1 - turn : turn;
       Fibre& fibre = fibres[at];
       if (fibre.done) continue;
       ++left;
       current = at;
       threadIdx = dim3(at, 0, 0);
       if (_setjmp(scheduler)) {
-        i = at;
+        i = turn;
         continue;
       }
       if (fibre.started) _longjmp(fibre.state, 1);
@@ -275,6 +280,31 @@ inline void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
       sum += double(x) * y;
     }
     d[i] = float(sum);
+  }
+}
+
+inline uint32_t to_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return (bits + 0x1000) & ~0x1fffu;  // ties away from zero
+}
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  uint64_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  auto all = emulation::exchange(mine, 6);
+  unsigned lane = emulation::current % 32, group = lane / 4, pair = lane % 4;
+  auto read = [](uint64_t word) { return from_bits(uint32_t(word) & ~0x1fffu); };  // the unit ignores lower bits
+  for (int i = 0; i < 4; ++i) {
+    unsigned column = 2 * pair + i % 2;
+    double sum = d[i];
+    for (int k = 0; k < 8; ++k)
+      sum += double(read(all[4 * group + k % 4][(i / 2) + 2 * (k / 4)])) * read(all[4 * column + k % 4][4 + k / 4]);
+    d[i] = float(sum);
+    if (std::abs(d[i]) > std::abs(sum)) d[i] = std::nextafterf(d[i], 0.0f);  // the unit cuts what it does not hold
   }
 }
 

@@ -12,6 +12,9 @@ namespace nas {
 struct Strides {
   int64_t batch, token, head;
 };
+struct GateStrides {
+  int64_t batch, token, head, feature;
+};
 
 template <int kHead>
 struct AttentionTile {
@@ -81,9 +84,45 @@ __device__ inline void attention_mask(float (&scores)[kTiles][4], float unit, in
     }
 }
 
+// Adds the products of a warp's 16 queries and a tile of keys to the scores; a lane's first key is 2 * (lane % 4).
+template <typename Type, int kHead, int kTiles>
+__device__ inline void attention_scores(float (&scores)[kTiles][4], const uint32_t (&query)[kHead / 16][4],
+                                        const uint16_t* keys, int lane) {
+#pragma unroll
+  for (int s = 0; s < kHead / 16; ++s)
+#pragma unroll
+    for (int j = 0; j < kTiles; j += 2) {
+      uint32_t pair[4];
+      load_matrices(pair, keys + (8 * j + lane / 16 * 8 + lane % 8) * (kHead + 8) + 16 * s + lane / 8 % 2 * 8);
+      multiply<Type>(scores[j], query[s], pair[0], pair[1]);
+      multiply<Type>(scores[j + 1], query[s], pair[2], pair[3]);
+    }
+}
+
+// Adds a tile of values, each times its weight, to a warp's sums.
+template <typename Type, int kHead, int kTiles>
+__device__ inline void attention_mix(float (&sums)[kHead / 8][4], const float (&weights)[kTiles][4],
+                                     const uint16_t* values, int lane) {
+#pragma unroll
+  for (int s = 0; s < kTiles / 2; ++s) {
+    uint32_t rows[4] = {Type::pack(weights[2 * s][0], weights[2 * s][1]),
+                        Type::pack(weights[2 * s][2], weights[2 * s][3]),
+                        Type::pack(weights[2 * s + 1][0], weights[2 * s + 1][1]),
+                        Type::pack(weights[2 * s + 1][2], weights[2 * s + 1][3])};
+#pragma unroll
+    for (int j = 0; j < kHead / 8; j += 2) {
+      uint32_t pair[4];
+      load_matrices_transposed(
+          pair, values + (16 * s + lane / 8 % 2 * 8 + lane % 8) * (kHead + 8) + 8 * j + lane / 16 * 8);
+      multiply<Type>(sums[j], rows, pair[0], pair[1]);
+      multiply<Type>(sums[j + 1], rows, pair[2], pair[3]);
+    }
+  }
+}
+
 // Writes a warp's 16 rows, divided by their totals; `row` is the lane's first.
-template <typename Type, int kOutputs>
-__device__ inline void attention_store(uint16_t* o, int64_t token_stride, const float (&sums)[kOutputs][4],
+template <typename Type, int kOutputs, typename Out>
+__device__ inline void attention_store(Out* o, int64_t token_stride, const float (&sums)[kOutputs][4],
                                        const Softmax& state, int row, int queries, int lane) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -91,8 +130,8 @@ __device__ inline void attention_store(uint16_t* o, int64_t token_stride, const 
     if (row + 8 * half < queries)
 #pragma unroll
       for (int j = 0; j < kOutputs; ++j)
-        *reinterpret_cast<uint32_t*>(o + (row + 8 * half) * token_stride + 8 * j + lane % 4 * 2) =
-            Type::pack(sums[j][2 * half] * factor, sums[j][2 * half + 1] * factor);
+        store_pair<Type>(o + (row + 8 * half) * token_stride + 8 * j + lane % 4 * 2, sums[j][2 * half] * factor,
+                         sums[j][2 * half + 1] * factor);
   }
 }
 
@@ -138,15 +177,7 @@ __device__ void attention(const uint16_t* q, const uint16_t* k, const uint16_t* 
     const uint16_t* keys_here = kv_shared + block % 2 * 2 * Tile::kTileElements;
     const uint16_t* values_here = keys_here + Tile::kTileElements;
     float scores[kTiles][4] = {};
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s)
-#pragma unroll
-      for (int j = 0; j < kTiles; j += 2) {
-        uint32_t pair[4];
-        load_matrices(pair, keys_here + (8 * j + lane / 16 * 8 + lane % 8) * kStride + 16 * s + lane / 8 % 2 * 8);
-        multiply<Type>(scores[j], query[s], pair[0], pair[1]);
-        multiply<Type>(scores[j + 1], query[s], pair[2], pair[3]);
-      }
+    attention_scores<Type, kHead>(scores, query, keys_here, lane);
     int row = first + 16 * warp + lane / 4, end = block * Tile::kKeys + Tile::kKeys;
     int limit = causal ? row + offset + 1 : keys;
     bool full = end <= keys && (!causal || end <= first + 16 * warp + offset + 1);
@@ -154,21 +185,7 @@ __device__ void attention(const uint16_t* q, const uint16_t* k, const uint16_t* 
     float factors[2];
     attention_weigh(state, scores, factors);
     attention_rescale(sums, factors);
-#pragma unroll
-    for (int s = 0; s < kTiles / 2; ++s) {
-      uint32_t weights[4] = {Type::pack(scores[2 * s][0], scores[2 * s][1]),
-                             Type::pack(scores[2 * s][2], scores[2 * s][3]),
-                             Type::pack(scores[2 * s + 1][0], scores[2 * s + 1][1]),
-                             Type::pack(scores[2 * s + 1][2], scores[2 * s + 1][3])};
-#pragma unroll
-      for (int j = 0; j < kHead / 8; j += 2) {
-        uint32_t pair[4];
-        load_matrices_transposed(
-            pair, values_here + (16 * s + lane / 8 % 2 * 8 + lane % 8) * kStride + 8 * j + lane / 16 * 8);
-        multiply<Type>(sums[j], weights, pair[0], pair[1]);
-        multiply<Type>(sums[j + 1], weights, pair[2], pair[3]);
-      }
-    }
+    attention_mix<Type, kHead>(sums, scores, values_here, lane);
     __syncthreads();
   }
   o += batch * o_strides.batch + head * o_strides.head;

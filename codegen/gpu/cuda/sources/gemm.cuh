@@ -66,15 +66,6 @@ __device__ inline void gemm_stage(float (&sums)[Tile::kHigh][Tile::kWide][4], co
 }
 
 template <typename Type>
-__device__ inline void store_pair(uint16_t* to, float low, float high) {
-  *reinterpret_cast<uint32_t*>(to) = Type::pack(low, high);
-}
-template <typename Type>
-__device__ inline void store_pair(float* to, float low, float high) {
-  to[0] = low;
-  to[1] = high;
-}
-template <typename Type>
 __device__ inline float read_element(const uint16_t* from) {
   return Type::read(*from);
 }

@@ -13,10 +13,6 @@
 
 namespace nas {
 
-struct GateStrides {
-  int64_t batch, token, head, feature;
-};
-
 struct GlaTile {
   static constexpr int kChunk = 64, kBlock = 64, kThreads = 128;
   static constexpr int kStride = kBlock + 8;

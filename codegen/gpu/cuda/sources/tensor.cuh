@@ -79,6 +79,22 @@ __device__ inline void multiply<Fp16>(float (&d)[4], const uint32_t (&a)[4], uin
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The nearest number of 11 bits, as bits of a float32.
+__device__ inline uint32_t to_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(bits) : "f"(x));
+  return bits;
+}
+__device__ inline float from_bits(uint32_t bits) { return __uint_as_float(bits); }
+
+// d[16, 8] += a[16, 8] b[8, 8] of numbers of 11 bits, in float32.
+__device__ inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+               "{%0,%1,%2,%3};\n"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
@@ -106,6 +122,57 @@ __device__ inline float quad_sum(float x) {
 __device__ inline float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+// Writes two neighbours, rounded where the memory holds 16 bits.
+template <typename Type>
+__device__ inline void store_pair(uint16_t* to, float low, float high) {
+  *reinterpret_cast<uint32_t*>(to) = Type::pack(low, high);
+}
+template <typename Type>
+__device__ inline void store_pair(float* to, float low, float high) {
+  to[0] = low;
+  to[1] = high;
+}
+
+// Writes one element alike.
+template <typename Type>
+__device__ inline void store_element(uint16_t* to, float value) {
+  *to = Type::write(value);
+}
+template <typename Type>
+__device__ inline void store_element(float* to, float value) {
+  *to = value;
+}
+
+// A number for each head, known when an entry is compiled.
+template <int heads>
+struct Constants {
+  float of[heads];
+};
+
+// Numbers as sums of two of 11 bits each: together 22 of the 24 bits of float32.
+template <int count>
+struct Split {
+  uint32_t high[count], low[count];
+  __device__ explicit Split(const float (&from)[count]) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      high[i] = to_tf32(from[i]);
+      low[i] = to_tf32(from[i] - from_bits(high[i]));
+    }
+  }
+};
+
+// d += a b as exactly as float32 sums are, by three products, the smallest terms first. The sum over many of them is
+// made outside: tensor cores cut what they do not hold instead of rounding. Source: Ootomo and Yokota, 2022.
+__device__ inline void multiply_split(float (&d)[4], const Split<4>& a, const Split<2>& b) {
+  float sums[4] = {};
+  multiply_tf32(sums, a.low, b.high);
+  multiply_tf32(sums, a.high, b.low);
+  multiply_tf32(sums, a.high, b.high);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] += sums[i];
 }
 
 }  // namespace nas
