@@ -154,13 +154,14 @@ def run_library(
         library: The shared library.
         arguments: Inputs, then weights.
         outputs: Shape and dtype of each output by name, in order.
-        threads: Threads of the runtime.
+        threads: Threads of the runtime; no more than there are CPUs here, for those that wait spin.
         function: Its name in the library.
 
     Raises:
         KernelCrash: The process ended otherwise than with 0.
         KernelTimeout: It took too long.
     """
+    threads = min(threads, len(machine.available_cpus()))
     folder, emulator = runtime_folder(), toolchain.find_emulator()
     assert folder is not None
     assert isinstance(emulator, tuple)

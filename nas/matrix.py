@@ -10,7 +10,7 @@ import os
 import queue
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,8 +33,10 @@ _APART: Final = 0.02
 """Deviation of what is added to weights that start at nothing: a usual one of initial weights."""
 _NOTHING: Final = 1e-4
 """Layer scales start at most here."""
-_JOB_BYTES: Final = 8 << 30
-"""Memory that a row may take: published models with their weights in several forms."""
+_JOB_BYTES: Final = 12 << 30
+"""Memory that a cell may take: the largest models, with their weights in several forms in several processes."""
+_LARGE_BYTES: Final = 256 << 20
+"""Processes that have written more end, which gives their memory back."""
 _POLL_S: Final = 0.05
 _SHORT: Final = 200
 """Characters of a reason in a table."""
@@ -188,10 +190,18 @@ class _Rows:
         try:
             with Worker(cpus=share) as worker:
                 self._live[tuple(share)] = worker
-                return [_cell(worker, name, column, self._limit_s) for column in self._columns if not self._stopped]
+                return list(self._cells(worker, name))
         finally:
             self._live.pop(tuple(share), None)
             self._free.put(share)
+
+    def _cells(self, worker: Worker, name: str) -> Iterator[Cell]:
+        for column in self._columns:
+            if self._stopped:
+                return
+            yield (cell := _cell(worker, name, column, self._limit_s))
+            if (cell.size_bytes or 0) > _LARGE_BYTES:
+                worker.close()
 
     def stop(self) -> None:
         """End the rows that are being filled; their caller is gone."""
