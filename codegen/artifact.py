@@ -241,9 +241,9 @@ def write_members(path: str | Path, members: Mapping[str, Buffer]) -> Path:
         Malformed: The format cannot hold them.
         StorageError: The file cannot be written; nothing is left behind.
     """
-    path, data = Path(path), b"".join(archive.pack(members))
+    path, pieces = Path(path), tuple(archive.pack(members))
     try:
-        replace_file(path, data)
+        replace_file(path, *pieces)
     except OSError as error:
         raise StorageError(
             "cannot write the artifact",

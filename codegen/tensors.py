@@ -36,22 +36,25 @@ _LENGTH_BYTES: Final = 8
 _MOST_AXES: Final = 32
 
 
-def write_tensors(arrays: Mapping[str, np.ndarray]) -> bytes:
+def write_tensors(arrays: Mapping[str, np.ndarray]) -> bytearray:
     """Return arrays in the order given, as safetensors."""
     header: dict[str, Any] = {}
-    pieces: list[bytes] = []
+    places: dict[str, int] = {}
     end = 0
     for name, array in arrays.items():
         if gap := -end % ALIGNMENT_BYTES:
             header[f"{PADDING}{len(header)}"] = _entry("U8", (gap,), end, gap)
-            pieces.append(b"\0" * gap)
             end += gap
-        header[name] = _entry(_CODES[array.dtype.name], array.shape, end, array.nbytes)
-        pieces.append(np.asarray(array, order="C").tobytes())
+        header[name], places[name] = _entry(_CODES[array.dtype.name], array.shape, end, array.nbytes), end
         end += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(_LENGTH_BYTES + len(text)) % ALIGNMENT_BYTES)
-    return b"".join((len(text).to_bytes(_LENGTH_BYTES, "little"), text, *pieces))
+    start = _LENGTH_BYTES + len(text)
+    data = bytearray(start + end)
+    data[:start] = len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    for name, array in arrays.items():  # straight to their places: models are large
+        np.frombuffer(data, array.dtype, array.size, start + places[name]).reshape(array.shape)[...] = array
+    return data
 
 
 def read_tensors(data: Buffer) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, *pieces: bytes | bytearray | memoryview) -> None:
     """Write a file, in place of an old one too: whoever reads it sees the old or the new content, never a part.
 
     The data are on the disk when this returns; the folder is made where it is missing.
@@ -20,7 +20,7 @@ def replace_file(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

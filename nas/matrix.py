@@ -37,6 +37,8 @@ _JOB_BYTES: Final = 12 << 30
 """Memory that a cell may take: the largest models, with their weights in several forms in several processes."""
 _LARGE_BYTES: Final = 256 << 20
 """Processes that have written more end, which gives their memory back."""
+_ENVIRONMENT: Final = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""Variables of the processes: the C library gives the memory of an array of 1 MB or more back when it is freed."""
 _POLL_S: Final = 0.05
 _SHORT: Final = 200
 """Characters of a reason in a table."""
@@ -188,7 +190,7 @@ class _Rows:
         """Fill a row, what is left of it after `stop` excepted."""
         share = self._free.get()
         try:
-            with Worker(cpus=share) as worker:
+            with Worker(cpus=share, environment=_ENVIRONMENT) as worker:
                 self._live[tuple(share)] = worker
                 return list(self._cells(worker, name))
         finally:
