@@ -20,11 +20,14 @@ COMPONENTS = [
     for kind in KINDS
     for key, component in registry.components(kind).items()
 ]
+LARGE = ("growth-manhattan_attention", "growth-offset_attention")
+"""Checks of biases of all pairs of 16,384 tokens: gigabytes, and half a minute in all."""
 CHECKED = [
-    pytest.param(check, subject, id=f"{check.name}-{subject.name}")
+    pytest.param(check, subject, id=name, marks=[pytest.mark.slow] * name.startswith(LARGE))
     for check in CHECKS
     for subject in subjects(*ALONE)
     if check.applies(subject)
+    for name in [f"{check.name}-{subject.name}"]
 ]
 LIMITS = [
     pytest.param(component, limit, id=f"{key}-{index}")
