@@ -42,6 +42,9 @@ from nas.cli import (
 from nas.cli.output import is_debugging, program, tell
 
 FAILED, INTERRUPTED = 1, 130
+_GO_ON = frozenset({"search", "profile", "remeasure"})
+"""Verbs that save what they finish."""
+_SAVED, _WHOLE = "what was finished is saved, and the same command goes on from there", "no file is half-written"
 _IMPORT_GRACE_S = 0.05  # until an interrupt that fell into an import is tried again
 _OF_THE_SYSTEM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE})
 
@@ -57,7 +60,7 @@ class _Verbs(TyperGroup):
             _explain(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            tell("interrupted; what was finished is saved, and the same command goes on from there")
+            tell(f"interrupted; {_SAVED if ctx.invoked_subcommand in _GO_ON else _WHOLE}")
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:  # such as `nas list components | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
