@@ -242,13 +242,20 @@ class _Hold:
     """A lease that is kept by a connection of its own, and taken again where that is lost."""
 
     def __init__(self, device: Device) -> None:
-        self._device, self._ended = device, threading.Event()
+        self._device, self._taken, self._ended = device, threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="nas-device", daemon=True)
 
     def start(self) -> None:
         """Take the lease, and keep it from now on."""
-        self._device.insist(Session.hold)
-        self._thread.start()
+        self._device.insist(self._begin)
+
+    def _begin(self, session: Session) -> None:
+        """Take the lease with one connection until the other has it, too."""
+        session.hold()
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._taken.wait(CONNECT_S)
+        session.release()
 
     def stop(self) -> None:
         """Give it up."""
@@ -259,6 +266,7 @@ class _Hold:
         while not self._ended.is_set():
             with suppress(WireError, InputError, TargetUnavailable), Session.open(self._device) as session:
                 session.hold()
+                self._taken.set()
                 while not self._ended.wait(_KEEP_S):
                     session.keep()
                 session.release()

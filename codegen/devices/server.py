@@ -235,7 +235,7 @@ class _Session:
             if self._upload is not None:
                 self._upload.cancel()
             if self._holds:
-                self._server.leases.detach(orderly=self._released)
+                self._server.leases.detach(orderly=False)
 
     def _step(self) -> bool:
         """Answer one message; return whether there may be more."""
@@ -264,7 +264,8 @@ class _Session:
         if not self._holds:
             raise InputError("the device is not held", where=str(op)[:40], expected="`hold` before it")
         if op == "release":
-            self._released = True
+            self._holds, self._released = False, True
+            self._server.leases.detach(orderly=True)  # before the answer: whoever has it finds the device free
             return {"ok": True}
         if op == "missing":
             digests = message.get("artifacts")
