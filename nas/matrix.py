@@ -33,8 +33,8 @@ _APART: Final = 0.02
 """Deviation of what is added to weights that start at nothing: a usual one of initial weights."""
 _NOTHING: Final = 1e-4
 """Layer scales start at most here."""
-_JOB_BYTES: Final = 12 << 30
-"""Memory that a cell may take: the largest models, with their weights in several forms in several processes."""
+_JOB_BYTES: Final = 18 << 30
+"""Memory that a cell may take: 340 million weights for Arm, in several forms in several processes, took 17 GB."""
 _LARGE_BYTES: Final = 256 << 20
 """Processes that have written more end, which gives their memory back."""
 _ENVIRONMENT: Final = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
@@ -142,7 +142,7 @@ def models(text: str | None = None) -> list[str]:
 def usual_jobs() -> int:
     """Return how many rows this machine fills side by side: one for each CPU, where the memory suffices."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(len(machine.available_cpus()), round(memory / _JOB_BYTES)))
+    return max(1, min(len(machine.available_cpus()), memory // _JOB_BYTES))
 
 
 def fill(
