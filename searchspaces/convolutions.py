@@ -1,12 +1,31 @@
-"""Convolutions on images as components use them: parameters, padding and batch norm in one call.
+"""Convolutions as components use them: on images parameters, padding and batch norm in one call; the axes of taps.
 
 Shape letters: B batch, H W height and width, C channels, O output channels.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from ir.builder import Builder, Tensor
 from ir.types import Axis
+
+PAST: Final = "past"
+"""Axis of the taps of a causal convolution, the earliest token's first."""
+AROUND: Final = "around"
+"""Axis of the taps of a centred convolution; its middle is tap `(K - 1) // 2`."""
+
+
+def taps(size: int, *, causal: bool) -> Axis:
+    """The axis of the taps of a convolution that keeps its input's size.
+
+    In a supernet small kernels have the taps of large ones for the same tokens: the latest, or those in the middle.
+
+    Args:
+        size: Number of taps, K.
+        causal: Whether the last tap falls on the token itself.
+    """
+    return Axis(PAST if causal else AROUND, size)
 
 
 def conv(
@@ -29,8 +48,8 @@ def conv(
     channels = x.shape[-1]
     around = dilation * (window - 1) // 2 if padding is None else padding
     axes = (
-        (Axis("height", window),),
-        (Axis("width", window),),
+        (taps(window, causal=False) if padding is None else Axis("height", window),),
+        (taps(window, causal=False) if padding is None else Axis("width", window),),
         (Axis("group", channels // groups),),
         (Axis("channels", outputs),),
     )

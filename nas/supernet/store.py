@@ -1,6 +1,7 @@
 """Where the parameters of every architecture of a space lie in one set of arrays.
 
-A parameter of a model is the leading part, along each of its axes, of an array as large as any architecture needs.
+A parameter of a model is a part, along each of its axes, of an array as large as any architecture needs: the leading
+one of heads or channels, the latest taps of a causal convolution, the middle ones of a centred one.
 The projections that token mixers have in common (queries, keys, values, gate, output) are one array for all kinds of
 mixer in a layer; everything else belongs to its layer and the component that declares it.
 """
@@ -18,6 +19,7 @@ from ir.initializers import FloatArray, Params, draw
 from ir.ops.structure import Parameter
 from ir.types import Axes, Axis, axes_shape
 from searchspaces.architecture import Architecture, ComponentConfig, ModelConfig
+from searchspaces.convolutions import AROUND, PAST
 from searchspaces.signature import Signature
 
 HomeOf: TypeAlias = Callable[[str], tuple[str, str]]
@@ -27,8 +29,8 @@ ELASTIC: Final = frozenset(
     {"agents", "channels", "d_model", "experts", "features", "gate", "head_dim", "heads", "hidden", "mark", "order"}
     | {"parameter_tokens", "power", "rank", "share", "squeeze", "state", "words_dim"}
 )
-"""Axes along which a smaller model takes the leading part. Along all others, such as the taps of a convolution, place
-has a meaning: each size has an array of its own."""
+"""Axes along which a smaller model takes the leading part. Along all others place has a meaning: each size has an array
+of its own, but for the taps of convolutions."""
 
 _SAME_AXIS: Final = {"kv_heads": "heads", "key_dim": "head_dim", "value_dim": "head_dim"}
 _INWARDS: Final = "d_model,heads*head_dim"
@@ -117,7 +119,7 @@ def slice_params(store: ParameterStore, values: Mapping[str, Any], graph: Graph,
         home_of: Where a parameter stands and which component declares it.
 
     Returns:
-        Leading parts by the graph's own names; views where the layout allows it.
+        Parts by the graph's own names; views where the layout allows it.
 
     Raises:
         InputError: The store has no place for a parameter.
@@ -127,7 +129,7 @@ def slice_params(store: ParameterStore, values: Mapping[str, Any], graph: Graph,
 
 
 def slice_array(array: Any, large: Axes, small: Axes) -> Any:
-    """Take the leading part of an array or a tensor along every axis.
+    """Take what a smaller model has of an array or a tensor.
 
     Args:
         array: Its shape is that of `large`.
@@ -139,9 +141,16 @@ def slice_array(array: Any, large: Axes, small: Axes) -> Any:
     """
     if large == small:
         return array
-    whole = [axis.size for factors in large for axis in factors]
-    leading = tuple(slice(axis.size) for factors in small for axis in factors)
-    return array.reshape(whole)[leading].reshape(axes_shape(small))
+    pairs = [pair for both in zip(large, small, strict=True) for pair in zip(*both, strict=True)]
+    parts = tuple(_part(whole, part) for whole, part in pairs)
+    return array.reshape([whole.size for whole, _ in pairs])[parts].reshape(axes_shape(small))
+
+
+def _part(whole: Axis, part: Axis) -> slice:
+    """Where the indices of an axis lie in those of a larger one of its kind."""
+    starts = {PAST: whole.size - part.size, AROUND: (whole.size - 1) // 2 - (part.size - 1) // 2}
+    start = starts.get(whole.name, 0)
+    return slice(start, start + part.size)
 
 
 def declared_slots(graph: Graph, home_of: HomeOf) -> dict[str, Slot]:
@@ -213,7 +222,7 @@ def _slot(parameter: Parameter, scope: str, family: str) -> Slot:
 
 def _spelled(axis: Axis, trained: bool) -> str:
     """An axis in a key: with its size where each size has an array of its own."""
-    return axis.name if trained and axis.name in ELASTIC else f"{axis.name}={axis.size}"
+    return axis.name if trained and axis.name in {*ELASTIC, PAST, AROUND} else f"{axis.name}={axis.size}"
 
 
 def _larger(first: Axis, second: Axis) -> Axis:

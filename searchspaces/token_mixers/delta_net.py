@@ -13,6 +13,7 @@ from ir.op import Array
 from ir.ops.recurrence import FORMS, Form
 from ir.types import Axis, TensorType
 from searchspaces import reference
+from searchspaces.convolutions import taps
 
 _EPSILON = 1e-6  # keeps the length of a zero key from dividing by zero
 
@@ -100,7 +101,7 @@ class DeltaNet(TokenMixer):
     ) -> tuple[Tensor, Tensor]:
         """Heads of a projection after its convolution, and the convolution's last inputs."""
         y = b.linear(x, name, axes)
-        kernel = b.parameter(f"{name}_conv", ((Axis("width", self.conv_width),), (Axis("group", 1),), axes))
+        kernel = b.parameter(f"{name}_conv", ((taps(self.conv_width, causal=True),), (Axis("group", 1),), axes))
         before = self.conv_width - 1
         whole = b.concat(1, state[f"{name}_recent"], y) if state else b.pad(y, 1, before, 0)
         recent = b.slice(whole, 1, whole.shape[1] - before, whole.shape[1])

@@ -11,6 +11,7 @@ from ir.component import Case, State, TokenMixer, context_option, option
 from ir.op import Array
 from ir.types import Axis, TensorType
 from searchspaces import reference
+from searchspaces.convolutions import taps
 from searchspaces.parts import ACTIVATIONS, Activation
 
 
@@ -57,7 +58,7 @@ class DepthwiseConv(TokenMixer):
     def _convolve(self, b: Builder, u: Tensor, before: int, after: int) -> Tensor:
         """Convolution of u `[B, T, E]` with so many zeros around it."""
         channels = Axis("hidden" if self.pointwise else "d_model", u.shape[-1])
-        axes = ((Axis("width", self.kernel_size),), (Axis("group", 1),), (channels,))
+        axes = ((taps(self.kernel_size, causal=self.causal),), (Axis("group", 1),), (channels,))
         y = b.conv(u, b.parameter("kernel", axes), padding=((before, after),), groups=channels.size)
         return y + b.parameter("bias", ((channels,),), "constant(0)")
 

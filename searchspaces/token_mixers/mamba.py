@@ -14,6 +14,7 @@ from ir.op import Array
 from ir.ops.recurrence import FORMS, Form
 from ir.types import Axis, TensorType
 from searchspaces import reference
+from searchspaces.convolutions import taps
 
 
 class Mamba(TokenMixer):
@@ -56,7 +57,7 @@ class Mamba(TokenMixer):
     def _convolve(self, b: Builder, u: Tensor, before: int) -> Tensor:
         """Convolution of u `[B, T, E]` with so many zeros before it, and its activation."""
         inner = Axis("hidden", u.shape[-1])
-        weight = b.parameter("conv", ((Axis("width", self.conv_width),), (Axis("group", 1),), (inner,)))
+        weight = b.parameter("conv", ((taps(self.conv_width, causal=True),), (Axis("group", 1),), (inner,)))
         y = b.conv(u, weight, padding=((before, 0),), groups=inner.size)
         return b.silu(y + b.parameter("conv_bias", ((inner,),), "constant(0)"))
 

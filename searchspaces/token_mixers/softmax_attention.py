@@ -14,6 +14,7 @@ from ir.op import Array
 from ir.ops.attention import NORMALISERS, Normaliser
 from ir.types import Axis, TensorType
 from searchspaces import reference, registry, token_parameters
+from searchspaces.convolutions import taps
 
 _HIDDEN = -1e9  # added to scores of slots that hold no key yet
 
@@ -242,8 +243,8 @@ class SoftmaxAttention(TokenMixer):
             y = b.linear(x, name, axes, bias=self.bias)
         if self.conv_size:
             size, channels = self.conv_size, y.shape[-1]
-            taps = f"taps(0.5, {0.5 / size:g})"  # as published
-            kernel = b.parameter(f"{name}_conv", ((Axis("width", size),), (Axis("group", 1),), axes), taps)
+            window = (taps(size, causal=self.causal),), (Axis("group", 1),), axes
+            kernel = b.parameter(f"{name}_conv", window, f"taps(0.5, {0.5 / size:g})")  # as published
             after = 0 if self.causal else size // 2
             padding = ((size - 1 - after, after),)
             if recent is not None:

@@ -28,6 +28,7 @@ from nas.training.budget import Budget, TrainOptions
 from searchspaces.architecture import Architecture
 from searchspaces.registry import default_registry
 from searchspaces.space import Space, load_space
+from searchspaces.token_mixers.depthwise_conv import DepthwiseConv
 
 MIXERS = default_registry().keys("token_mixer")
 OPTIONS = TrainOptions(batch_size=4, learning_rate=3e-3)
@@ -86,6 +87,33 @@ def test_slice_takes_the_leading_part_of_every_factor() -> None:
     expected = array[:2][:, [0, 1, 4, 5]]
     np.testing.assert_array_equal(slice_array(array, large, small), expected)
     np.testing.assert_array_equal(slice_array(torch.from_numpy(array), large, small).numpy(), expected)
+
+
+@pytest.mark.parametrize(("causal", "small", "large"), [(True, 2, 5), (False, 3, 5), (False, 3, 4), (False, 4, 7)])
+def test_a_small_kernel_is_a_large_one_whose_other_taps_are_zero(causal: bool, small: int, large: int) -> None:
+    """Taps that a convolution shares with a larger one weigh the same tokens in both."""
+    case = Case({}, batch=2, time=9, d_model=4)
+    few, many = (
+        graph_of(DepthwiseConv.create({"kernel_size": size, "pointwise": False}, {"causal": causal}), case)
+        for size in (small, large)
+    )
+
+    def home_of(label: str) -> tuple[str, str]:
+        return label.rpartition(".")[0], "depthwise_conv"
+
+    declared = [declared_slots(graph, home_of) for graph in (few, many)]
+    store = ParameterStore(slot for slots in declared for slot in slots.values())
+    values = store.initialize(0)
+    parts = slice_params(store, values, few, home_of)
+    whole = slice_params(store, values, many, home_of)
+    kept = np.zeros_like(whole["mixer.kernel"])
+    first = next(
+        start for start in range(large) if np.array_equal(whole["mixer.kernel"][start], parts["mixer.kernel"][0])
+    )
+    kept[first : first + small] = parts["mixer.kernel"]
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal(case.input_shape).astype(np.float32))
+    outputs = [to_module(few, parts)(x=x)["y"], to_module(many, {**whole, "mixer.kernel": kept})(x=x)["y"]]
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-6)  # sums of at most seven float32 products near one
 
 
 @pytest.mark.parametrize("name", ["tiny_lm", "lm_mix"])
@@ -156,14 +184,14 @@ def test_sliced_parameters_of_a_mixer_have_the_shapes_that_it_declares(key: str)
 
 
 def test_projections_are_shared_among_kinds_and_the_rest_is_not() -> None:
-    """Queries of attention and of retention are the same numbers; convolutions of two widths are not."""
+    """Queries of attention and of retention are the same numbers; so are the taps of convolutions of two sizes."""
     store = covering_store(RECALL, recall_task().signature)
     shared = [key for key in store.slots if ".any." in key]
     assert sorted(key.split("[")[0] for key in shared if key.startswith("layers.0")) == [
         f"layers.0.mixer.any.{role}" for role in ("gate", "k", "out", "q", "v")
     ]
     kernels = [key for key in store.slots if key.startswith("layers.0.mixer.depthwise_conv.kernel")]
-    assert len(kernels) == 2
+    assert [axes_shape(store.slots[key].axes)[0] for key in kernels] == [3]
 
 
 def test_gradients_reach_the_slice_and_nothing_beyond() -> None:
