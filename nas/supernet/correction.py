@@ -12,7 +12,7 @@ from ir.errors import InputError
 from nas.predictors.ensemble import Ensemble, FittedEnsemble, Prediction
 from nas.predictors.features import flatten
 
-_RESIDUALS = Ensemble(("ridge", "gaussian_process", "boosting"), folds=3)
+_RESIDUALS = Ensemble(("ridge", "gaussian_process", "boosting"), folds=3, is_refitted=True)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nas import pareto
 from nas.goals import Goals
@@ -16,6 +18,7 @@ Pair: TypeAlias = tuple[Mapping[str, Any], float, float]
 """An architecture as `to_dict` gives it, its score with shared weights, and its score trained alone."""
 
 _MARGIN: Final = 0.1  # the reference point lies this far beyond the worst, in ranges of each objective: ends count too
+_SOFTENING: Final = 0.5  # added to the distance from the best score, in median distances: the best has a logarithm too
 
 
 def next_finalist(
@@ -25,7 +28,8 @@ def next_finalist(
 
     A correction of the supernet's scores is fitted to everything that was trained alone. Every other choice is the
     trial that is expected to add most to the hypervolume; those between, the one that would add most at the good end of
-    its error bar.
+    its error bar. The correction sees the logarithm of how far each score lies behind the best one: weights that serve
+    everybody let good architectures differ by less than they do alone, and bad ones by more.
 
     Args:
         trials: Trials whose quality a supernet gave.
@@ -39,15 +43,19 @@ def next_finalist(
     if not left:
         return None
     done = [trial for trial in feasible if trial.number in alone]
-    pairs = [*anchors, *((trial.encoded, trial.values[name], alone[trial.number]) for trial in done)]
-    correction = Correction.of(*(list(column) for column in zip(*pairs, strict=True)))
-    expected = correction.predict([trial.encoded for trial in left], [trial.values[name] for trial in left])
     column = [objective.name for objective in goals.objectives].index(name)
     sign = 1.0 if goals.objectives[column].direction == "min" else -1.0
+    pairs = [*anchors, *((trial.encoded, trial.values[name], alone[trial.number]) for trial in done)]
+    encoded, shared, trained = zip(*pairs, strict=True)
+    scale = _Scale.of(sign * np.array([*(trial.values[name] for trial in feasible), *(pair[1] for pair in anchors)]))
+    correction = Correction.of(encoded, scale(sign * np.array(shared)), (sign * np.array(trained)).tolist())
+    expected = correction.predict(
+        [trial.encoded for trial in left], scale(sign * np.array([trial.values[name] for trial in left]))
+    )
     known_NM = _losses(done, column, sign * np.array([alone[trial.number] for trial in done]), goals)
-    hoped_N = sign * expected.mean_N - (len(done) % 2) * expected.std_N
+    hoped_N = expected.mean_N - (len(done) % 2) * expected.std_N
     hoped_NM = _losses(left, column, hoped_N, goals)
-    every_NM = np.concatenate([known_NM, _losses(left, column, sign * expected.mean_N, goals)])
+    every_NM = np.concatenate([known_NM, _losses(left, column, expected.mean_N, goals)])
     low_M, range_M = every_NM.min(axis=0), np.ptp(every_NM, axis=0)
     range_M[range_M == 0] = 1.0
     gain_N = pareto.hypervolume_gains(
@@ -61,3 +69,24 @@ def _losses(trials: Sequence[Trial], column: int, qualities: np.ndarray, goals: 
     losses_NM = np.array([trial.losses for trial in trials], dtype=np.float64).reshape(-1, len(goals.objectives))
     losses_NM[:, column] = qualities
     return losses_NM
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Logarithms of distances from the best loss.
+
+    Attributes:
+        best: The best loss.
+        softening: Added to each distance.
+    """
+
+    best: float
+    softening: float
+
+    @classmethod
+    def of(cls, losses_N: NDArray[np.float64]) -> _Scale:
+        best = float(losses_N.min())
+        return cls(best, _SOFTENING * float(np.median(losses_N - best)) or 1.0)
+
+    def __call__(self, losses_N: NDArray[np.float64]) -> list[float]:
+        return np.log(losses_N - self.best + self.softening).tolist()

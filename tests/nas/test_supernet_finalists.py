@@ -88,6 +88,21 @@ def test_the_next_finalist_adds_most_to_the_front() -> None:
     assert chosen == [2, 1, 3]
 
 
+def test_scores_that_lie_close_together_at_the_good_end_are_told_apart() -> None:
+    """Shared scores are the cubes of those alone: a straight line takes the best for no better than the next ones.
+
+    The best trial is beyond what was trained, and dear; another one adds a little in the middle of the front.
+    """
+    encoded = faithful_anchors(5)[0][0]
+    anchors: list[Pair] = [(encoded, float(alone**3), float(alone)) for alone in np.linspace(0.6, 2.0, 12)]
+    points = [(0.6, 0.5), (0.0, 0.8), (0.7, 0.485), (2.0, 0.1), (1.9, 1.0), (1.8, 0.9)]
+    trials = [make_trial(number, encoded, alone**3, cost) for number, (alone, cost) in enumerate(points)]
+    trained = {number: points[number][0] for number in (0, 3, 4, 5)}
+    chosen = next_finalist(trials, GOALS, "quality", trained, anchors)
+    assert chosen is not None
+    assert chosen.number == 1
+
+
 def test_infeasible_trials_are_no_finalists() -> None:
     anchors = faithful_anchors(4)
     trial = make_trial(0, anchors[0][0], 1.0, 1.0).changed(violation=0.5)
