@@ -36,7 +36,7 @@ SUPERNET_STEPS, ALONE_STEPS = 1000, 400
 RIVALS = ("random", "regularized_evolution")
 SCREENED = 192
 """Trials that the supernet scores."""
-WINNERS = 20
+WINNERS = 40
 """Those of them that are trained alone."""
 Points = list[tuple[float, float]]
 """Validation loss and FLOPs of models trained alone."""
