@@ -242,6 +242,7 @@ class GemmKernel(Kernel):
         else:
             balanced = panels % isa.threads == 0 or panels >= 8 * isa.threads
             chunks = 1 if balanced else isa.threads
+            order = "rows" if chunks > 1 and panels > 1 else "panels"  # threads have rows, as in the kernels beside it
         k_block = self.steps if self.steps <= K_BLOCK_FROM else Split(self.steps, K_BLOCK).small + 1
         return {
             "rows": rows,

@@ -48,6 +48,9 @@ FLOAT_BYTES: Final = 4
 ALIAS_BYTES: Final = 1024  # rows that are multiples of this apart compete for the same lines of the first-level cache
 CACHED_BYTES: Final = 2 << 20  # up to about here, stores of the sums overlap with the next loads
 CHUNK_ROWS: Final = 512  # rows whose sums are held at a time
+EXCHANGE: Final = (
+    40  # full-rate multiply-adds in the time that a vector takes from the core that wrote it, as overlapped
+)
 
 
 class Term(NamedTuple):
@@ -162,7 +165,9 @@ class StrassenLoops:
     def cycles(self, threads: int) -> float:
         """Estimate the time of a call, in fused multiply-adds of full rate.
 
-        The constants were fitted to products from 37 x 100 x 77 to 512 x 3072 x 768 with 16 lanes.
+        The constants were fitted to products from 37 x 100 x 77 to 512 x 3072 x 768 with 16 lanes. What comes before
+        and after shares rows among threads; where groups of panels are shared, each reads and writes what others
+        have at hand.
         """
         rounds = ceil_div(ceil_div(self.m, 2 * self.half_rows) * self.pairs.count, threads)
         area = self.half_rows * self.vectors * (self.pairs.small + bool(self.pairs.longer))
@@ -173,7 +178,8 @@ class StrassenLoops:
         updates = 3 * sum(len(p.c) for p in PRODUCTS) * area
         sum_bytes = len(PRODUCTS) * self.half_rows * self.stride * FLOAT_BYTES
         sums = (3 if sum_bytes <= CACHED_BYTES else 8) * sum_bytes / (FLOAT_BYTES * self.vec.lanes)
-        return rounds * (product + updates + sums)
+        exchanged = self.m * (self.k + self.panels * self.width) / self.vec.lanes if self.pairs.count > 1 else 0
+        return rounds * (product + updates + sums) + (EXCHANGE * exchanged / threads if threads > 1 else 0)
 
     def write(
         self, a: Buffer, offset: int, weight: Buffer, start_value: Callable[[Index, int], Expr], finish: Finish
