@@ -48,9 +48,7 @@ FLOAT_BYTES: Final = 4
 ALIAS_BYTES: Final = 1024  # rows that are multiples of this apart compete for the same lines of the first-level cache
 CACHED_BYTES: Final = 2 << 20  # up to about here, stores of the sums overlap with the next loads
 CHUNK_ROWS: Final = 512  # rows whose sums are held at a time
-EXCHANGE: Final = (
-    40  # full-rate multiply-adds in the time that a vector takes from the core that wrote it, as overlapped
-)
+EXCHANGE: Final = 40  # multiply-adds at full rate for a vector that another core wrote, beyond what overlaps
 
 
 class Term(NamedTuple):

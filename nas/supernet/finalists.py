@@ -86,7 +86,9 @@ class _Scale:
     @classmethod
     def of(cls, losses_N: NDArray[np.float64]) -> _Scale:
         best = float(losses_N.min())
-        return cls(best, _SOFTENING * float(np.median(losses_N - best)) or 1.0)
+        distances_N = losses_N - best
+        typical = float(np.median(distances_N)) or float(distances_N.mean())  # half of them may share the best score
+        return cls(best, _SOFTENING * typical or 1.0)
 
     def __call__(self, losses_N: NDArray[np.float64]) -> list[float]:
         return np.log(losses_N - self.best + self.softening).tolist()

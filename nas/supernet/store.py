@@ -31,6 +31,7 @@ ELASTIC: Final = frozenset(
 )
 """Axes along which a smaller model takes the leading part. Along all others place has a meaning: each size has an array
 of its own, but for the taps of convolutions."""
+_SHARED_AXES: Final = ELASTIC | {PAST, AROUND}
 
 _SAME_AXIS: Final = {"kv_heads": "heads", "key_dim": "head_dim", "value_dim": "head_dim"}
 _INWARDS: Final = "d_model,heads*head_dim"
@@ -222,7 +223,7 @@ def _slot(parameter: Parameter, scope: str, family: str) -> Slot:
 
 def _spelled(axis: Axis, trained: bool) -> str:
     """An axis in a key: with its size where each size has an array of its own."""
-    return axis.name if trained and axis.name in {*ELASTIC, PAST, AROUND} else f"{axis.name}={axis.size}"
+    return axis.name if trained and axis.name in _SHARED_AXES else f"{axis.name}={axis.size}"
 
 
 def _larger(first: Axis, second: Axis) -> Axis:

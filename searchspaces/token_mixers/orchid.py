@@ -13,6 +13,7 @@ from ir.component import Case, TokenMixer, option
 from ir.op import Array
 from ir.types import Axis
 from searchspaces import reference
+from searchspaces.convolutions import taps
 
 _FLOOR, _SLOWEST, _FASTEST = 0.01, 1.5, 0.3  # windows fall to the floor after so many sequences, as in Hyena's filters
 _LOWEST = 1e-4  # frequency of the first feature
@@ -60,7 +61,7 @@ class Orchid(TokenMixer):
     def build(self, b: Builder, x: Tensor) -> Tensor:
         d_model, tokens = Axis("d_model", x.shape[-1]), x.shape[1]
         parts = b.linear(x, "in", (Axis("parts", 3), d_model), bias=True)
-        short = self._depthwise(b, parts, "short", self.short_width, (self.short_width - 1, 0))
+        short = self._depthwise(b, parts, "short", self.short_width, causal=True)
         first, second, v = b.split(short, -1, *[d_model.size] * 3)
         u, z = second * v, b.slice(parts, -1, 2 * d_model.size, 3 * d_model.size)
         real, imaginary = self._filter(b, "filter", tokens, d_model)
@@ -71,16 +72,15 @@ class Orchid(TokenMixer):
         out = b.parameter("out", ((Axis("hidden", d_model.size),), (d_model,)))
         return b.matmul(o, out) + b.parameter("out_bias", ((d_model,),), "constant(0)")
 
-    def _depthwise(
-        self, b: Builder, x: Tensor, name: str, width: int, padding: tuple[int, int], factor: int = 1
-    ) -> Tensor:
+    def _depthwise(self, b: Builder, x: Tensor, name: str, width: int, *, causal: bool, factor: int = 1) -> Tensor:
         """Each channel of x `[B, T, C]` under its own windows, `factor` outputs each."""
-        axes = ((Axis("width", width),), (Axis("group", 1),), (Axis("channels", factor * x.shape[-1]),))
-        y = b.conv(x, b.parameter(f"{name}_kernel", axes), padding=(padding,), groups=x.shape[-1])
+        axes = ((taps(width, causal=causal),), (Axis("group", 1),), (Axis("channels", factor * x.shape[-1]),))
+        around = (width - 1, 0) if causal else (width // 2, width // 2)
+        y = b.conv(x, b.parameter(f"{name}_kernel", axes), padding=(around,), groups=x.shape[-1])
         return y + b.parameter(f"{name}_bias", (axes[2],), "constant(0)")
 
     def _normed(self, b: Builder, x: Tensor, name: str, factor: int = 1) -> Tensor:
-        y = self._depthwise(b, x, name, self.width, (self.width // 2, self.width // 2), factor)
+        y = self._depthwise(b, x, name, self.width, causal=False, factor=factor)
         axes = ((Axis("channels", y.shape[-1]),),)
         scale, bias = (b.parameter(f"{name}_norm_{part}", axes, f"constant({i})") for part, i in _FACTORS)
         return b.layer_norm(y, scale, bias)

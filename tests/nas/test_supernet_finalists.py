@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,29 @@ def test_scores_that_lie_close_together_at_the_good_end_are_told_apart() -> None
     chosen = next_finalist(trials, GOALS, "quality", trained, anchors)
     assert chosen is not None
     assert chosen.number == 1
+
+
+def test_units_and_direction_of_the_quality_do_not_matter() -> None:
+    """Scores in other units, or turned round where more is better, give the same choices; most share the best score."""
+    encoded, shared, alone = draw(np.random.default_rng(6), 40)
+    shared_N = np.maximum(shared, np.quantile(shared, 0.6))
+    costs = np.random.default_rng(7).uniform(1.0, 9.0, 40)
+    chosen: set[tuple[int, ...]] = set()
+    for factor, direction in ((1.0, "min"), (1e-3, "min"), (1e4, "min"), (-1.0, "max")):
+        goals = replace(GOALS, objectives=(replace(GOALS.objectives[0], direction=direction), GOALS.objectives[1]))
+        scores_N, alone_N, sign = factor * shared_N, factor * np.array(alone), 1.0 if direction == "min" else -1.0
+        anchors = list(zip(encoded[:12], scores_N[:12].tolist(), alone_N[:12].tolist(), strict=True))
+        trials = [
+            make_trial(n, encoded[n], float(scores_N[n]), float(costs[n])).changed(
+                losses=(sign * scores_N[n], costs[n])
+            )
+            for n in range(12, 40)
+        ]
+        trained: dict[int, float] = {}
+        while len(trained) < 8 and (trial := next_finalist(trials, goals, "quality", trained, anchors)):
+            trained[trial.number] = float(alone_N[trial.number])
+        chosen.add(tuple(trained))
+    assert len(chosen) == 1
 
 
 def test_infeasible_trials_are_no_finalists() -> None:
