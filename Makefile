@@ -36,7 +36,7 @@ help:
 	echo 'make crosscheck  install timm and transformers, then compare the zoo with their models'
 	echo 'make check       lint, format, types, layers'
 	echo 'make format      rewrite the sources as the formatter wants them'
-	echo 'make bench-deps  install what `nas bench --against onnxruntime,openvino` needs'
+	echo 'make bench-deps  install what `nas bench --against onnxruntime,openvino` and tests/bench need'
 	echo 'make cross-deps  install what compiles for 64-bit Arm and runs the result here: a compiler, an emulator, a runtime'
 	echo 'make gpu-deps    install what runs OpenCL kernels here: a platform on the processor, and its Python binding'
 	echo 'make cuda-deps   install what compiles for NVIDIA GPUs here, no GPU needed: the CUDA compiler, 280 MB'
