@@ -12,6 +12,7 @@ from codegen.kernels.emit import (
     Index,
     Register,
     Split,
+    Stream,
     Vectors,
     bind,
     ceil_div,
@@ -47,6 +48,7 @@ class GemmWriter:
         self.panels = ceil_div(kernel.n, self.panel_outputs)
         self.panels_first = knobs["order"] == "panels"
         self.k_blocks = Split(kernel.steps, int(knobs["k_block"]))
+        self.stream = Stream(self.w, self.chunks.longest if self.k_blocks.count == 1 else 1)
         self.strassen = kernel.strassen_loops(isa, knobs) if knobs["strassen"] else None
 
     def write(self) -> None:
@@ -130,16 +132,16 @@ class GemmWriter:
         first = self.chunks.start(chunk)
         if self.k_blocks.count == 1:
             with serial(first, first + self.chunks.small + longer) as tile:
-                self.tiles.for_each(tile, lambda row, rows: self._tile(panel, row, rows, live))
+                self.tiles.for_each(tile, lambda row, rows: self._tile(panel, tile - first, row, rows, live))
             return
         self._blocked_panel(panel, first, self.chunks.small + longer, live)
 
-    def _tile(self, panel: Expr, row: Index, rows: int, live: list[int | None]) -> None:
+    def _tile(self, panel: Expr, tile: Index, row: Index, rows: int, live: list[int | None]) -> None:
         sums = [[self.vec.register() for _ in range(self._vectors(live))] for _ in range(rows)]
         for line in sums:
             for v, register in enumerate(line):
                 register.set(self._start_value(panel, v))
-        self._accumulate(sums, panel, row, 0, self.kernel.steps)
+        self._accumulate(sums, panel, tile, row, 0, self.kernel.steps)
         if (self.kernel.gate or self.kernel.activation or "relu") in CHEAP_ACTIVATIONS:
             for i, line in enumerate(sums):
                 self._finish([register.get() for register in line], panel, row + i, live)
@@ -167,20 +169,22 @@ class GemmWriter:
         assert self.bias is not None
         return self.vec.load(self.bias, panel * self.w.shape[-1] + v * self.vec.lanes)
 
-    def _accumulate(self, sums: list[list[Register]], panel: Expr, row: Index, start: Index, stop: Index) -> None:
+    def _accumulate(self, sums: list[list[Register]], panel: Expr, tile: Index, row: Index, start: Index, stop: Index) -> None:
         if self.kernel.precision == "bfloat16":
-            self._accumulate_pairs(sums, panel, row, start, stop)
+            self._accumulate_pairs(sums, panel, tile, row, start, stop)
             return
         offset = self.kernel.a_view.offset if self.kernel.a_view else 0
         with serial(start, stop) as k:
+            self.stream.fetch_next(tile, panel, k)
             weights = [self.vec.load(self.w, panel, k, v * self.vec.lanes) for v in range(len(sums[0]))]
             for i, line in enumerate(sums):
                 value = self.vec.splat(self.a[row + i, k + offset])
                 for register, weight in zip(line, weights, strict=True):
                     register.set(register.get() + value * weight)
 
-    def _accumulate_pairs(self, sums: list[list[Register]], panel: Expr, row: Index, start: Index, stop: Index) -> None:
+    def _accumulate_pairs(self, sums: list[list[Register]], panel: Expr, tile: Index, row: Index, start: Index, stop: Index) -> None:
         with serial(start, stop) as pair:
+            self.stream.fetch_next(tile, panel, pair)
             weights = [self.vec.load(self.w, panel, pair, v * self.vec.lanes) for v in range(len(sums[0]))]
             if not self.isa.bf16_dot:
                 self._accumulate_halves(sums, weights, row, pair)
@@ -210,7 +214,7 @@ class GemmWriter:
             cells = [(i, v, register) for i, line in enumerate(sums) for v, register in enumerate(line)]
             for i, v, register in cells:
                 register.set(self.vec.load(partial, local + i, v * self.vec.lanes))
-            self._accumulate(sums, panel, row, k_start, k_start + length)
+            self._accumulate(sums, panel, 0, row, k_start, k_start + length)
             for i, v, register in cells:
                 self.vec.store(partial, register.get(), local + i, v * self.vec.lanes)
 

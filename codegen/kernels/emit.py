@@ -20,6 +20,10 @@ from codegen.kernels.vector_math import keep, splat, splat_int
 
 Index = int | Expr
 PARALLEL_FLOPS: Final = 100_000  # about two microseconds of one core, the time to start a parallel loop
+LINE_BYTES: Final = 64
+ELEMENT_BYTES: Final = 4
+
+_FOR_READING: Final = tuple(tirx.IntImm("int32", flag) for flag in (0, 3, 1))  # read; keep in all levels; data
 
 
 def build_function(kernel: Kernel, isa: Isa, knobs: Knobs, write: Callable[..., None]) -> PrimFunc:
@@ -88,6 +92,43 @@ def store(buffer: Buffer, value: Expr, *index: Index) -> None:
 def flat_view(buffer: Buffer) -> Buffer:
     """Return the same memory seen as one dimension."""
     return T.decl_buffer((math.prod(int(size) for size in buffer.shape),), buffer.dtype, data=buffer.data, layout=None)
+
+
+def prefetch(buffer: Buffer, *index: Index) -> None:
+    """Ask for the line of the cache that holds an element; what lies past the end of the buffer is harmless."""
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", T.address_of(buffer[index]), *_FOR_READING))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A matrix read block by block, each block by several tiles before the next one.
+
+    While one block is read, its tiles fetch the next one, in equal parts: it comes from memory as evenly as it can. The
+    processor would only see it coming at its first tile. A block with a single tile is left to the processor.
+
+    Attributes:
+        buffer: What is read, of 4-byte elements; its last two dimensions are the rows of a block and their elements.
+        tiles: Most tiles that read a block.
+    """
+
+    buffer: Buffer
+    tiles: int
+
+    def fetch_next(self, tile: Index, *row: Index) -> None:
+        """Fetch the next block's part that belongs to one row of this block.
+
+        Args:
+            tile: Number of the tile that reads this block.
+            row: Place of the row in the buffer.
+        """
+        if self.tiles == 1:
+            return
+        *_, rows, width = (int(size) for size in self.buffer.shape)
+        *block, step = row
+        part = ceil_div(width, self.tiles)
+        first = tile * (rows * width // self.tiles) + step * part
+        for line in range(ceil_div(part * ELEMENT_BYTES, LINE_BYTES)):
+            prefetch(self.buffer, *block, rows, first + line * (LINE_BYTES // ELEMENT_BYTES))
 
 
 def load_at(buffer: Buffer, index: Expr) -> Expr:

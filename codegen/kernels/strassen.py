@@ -32,6 +32,7 @@ from codegen.kernels.emit import (
     Index,
     Register,
     Split,
+    Stream,
     Vectors,
     bind,
     branch,
@@ -299,7 +300,7 @@ class _Chunk:
                     place = row * line + column * loops.width + v * vec.lanes
                     vec.store(block, start_value(2 * pair + column, v), place)
         with serial(0, len(PRODUCTS)) as product, serial(0, loops.tiles.count) as tile:
-            loops.tiles.for_each(tile, lambda row, rows: self._tile(block, pair, product, row, rows))
+            loops.tiles.for_each(tile, lambda row, rows: self._tile(block, pair, product, tile, row, rows))
         with serial(0, 2 * half) as row:
             if self.all_exist:
                 self._finish_row(block, pair, self.first + row, row, finish)
@@ -308,11 +309,13 @@ class _Chunk:
                 with branch(current < loops.m):
                     self._finish_row(block, pair, current, row, finish)
 
-    def _tile(self, block: Buffer, pair: Expr, product: Expr, row: Index, rows: int) -> None:
+    def _tile(self, block: Buffer, pair: Expr, product: Expr, number: Expr, row: Index, rows: int) -> None:
         loops, vec = self.loops, self.loops.vec
+        stream = Stream(self.weight, loops.tiles.count)
         line = 2 * loops.width
         tile = [[vec.register(0.0) for _ in range(loops.vectors)] for _ in range(rows)]
         with serial(0, loops.half_k) as k:
+            stream.fetch_next(number, pair, product, k)
             weights = [vec.load(self.weight, pair, product, k, v * vec.lanes) for v in range(loops.vectors)]
             for i, registers in enumerate(tile):
                 value = vec.splat(self.sums[product, row + i, k])
