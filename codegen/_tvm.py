@@ -7,7 +7,7 @@ here: the runtime alone is enough for that, and `codegen.runtime` loads it by it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +63,14 @@ __all__ = [
     "DeviceKernel",
     "Expr",
     "IRBuilder",
+    "INTERNAL_ATTRIBUTE",
     "IRModule",
     "PassContext",
     "PrimFunc",
     "R",
     "T",
     "Target",
+    "call_internal",
     "compile_functions",
     "device_array",
     "flatten_kernels",
@@ -80,6 +82,7 @@ __all__ = [
     "tirx",
     "topi",
     "tvm",
+    "with_pointers",
     "write_object",
 ]
 
@@ -88,6 +91,9 @@ TIR_PIPELINE: Final = "nas_kernels"
 
 KERNEL_ATTRIBUTE: Final = "nas.kernel"
 """Function attribute of a generated kernel: fully lowered already, free of blocks and of loops to transform."""
+
+INTERNAL_ATTRIBUTE: Final = "nas.internal"
+"""Function attribute of a kernel that only functions of its own library call: `call_internal`."""
 
 DEVICE_CONFIG: Final[dict[str, Any]] = {"tirx.UnrollLoop": {"explicit_unroll": False}}
 """Options of a `PassContext` for graphics processors: what loops to write out is left to the device's compiler."""
@@ -119,6 +125,8 @@ class DeviceKernel:
     block: tuple[int, int, int]
     shared_bytes: int
 
+
+_CPU: Final = 1  # DLPack's number
 
 _RECORDS: Final[list[list[DeviceKernel]]] = []
 
@@ -171,6 +179,25 @@ def write_object(functions: Mapping[str, PrimFunc], target: dict[str, Any], path
     tvm.get_global_func("target.build.llvm")(finalize_host()(IRModule(named)), here).write_to_file(str(path), "o")
 
 
+def call_internal(symbol: str, pointers: Sequence[Any]) -> Any:
+    """Call an internal kernel on the memory of its buffers; the result is 0 where all went well."""
+    return tirx.call_extern("int32", symbol, *pointers)
+
+
+def with_pointers(kernel: PrimFunc, body: Any, more: Sequence[Any] = (), ret_type: Any = None) -> PrimFunc:
+    """Return a function that takes the memory of a flat kernel's buffers instead of the buffers.
+
+    Args:
+        kernel: A generated kernel with one-dimensional buffers.
+        body: What it does.
+        more: Further parameters.
+        ret_type: What it returns; what the kernel does where None.
+    """
+    pointers = [tirx.Var(f"{buffer.name}_memory", pointer_type(buffer.dtype)) for buffer in kernel.params]
+    declared = [tirx.DeclBuffer(buffer, data=at) for buffer, at in zip(kernel.params, pointers, strict=True)]
+    return tirx.PrimFunc([*pointers, *more], tirx.SeqStmt([*declared, body]), ret_type or kernel.ret_type)
+
+
 def pointer_type(dtype: str) -> Any:
     """Return the type of a pointer to elements in the memory of a CPU."""
     return T.handle(str(dtype), "global").ty
@@ -187,14 +214,11 @@ def _kernel_pipeline() -> tuple[Any, Any, Any]:
     nothing.
     """
     default, finalize_host, finalize_device = _pipelines.get_tir_pipeline("default")
-    lower_kernels = tvm.transform.Sequential(
-        [
-            tirx.transform.FlattenBuffer(),
-            tirx.transform.StmtSimplify(),  # makes vector indices contiguous ramps again
-            tirx.transform.AnnotateEntryFunc(),
-            tirx.transform.SplitHostDevice(),
-            tirx.transform.MakePackedAPI(),
-        ]
+    simplify = tvm.transform.Sequential(
+        [tirx.transform.FlattenBuffer(), tirx.transform.StmtSimplify()]  # makes vector indices contiguous ramps again
+    )
+    pack = tvm.transform.Sequential(
+        [tirx.transform.AnnotateEntryFunc(), tirx.transform.SplitHostDevice(), tirx.transform.MakePackedAPI()]
     )
 
     @tvm.transform.module_pass(opt_level=0)
@@ -203,10 +227,23 @@ def _kernel_pipeline() -> tuple[Any, Any, Any]:
         kernels = {name: f for name, f in functions.items() if KERNEL_ATTRIBUTE in f.attrs}
         others = {name: f for name, f in functions.items() if name not in kernels}
         lowered = default(IRModule(others, attrs=module.attrs))
-        lowered.update(lower_kernels(IRModule(kernels, attrs=module.attrs)))
+        simple = dict(simplify(IRModule(kernels, attrs=module.attrs)).functions.items())
+        internal = {name: f for name, f in simple.items() if INTERNAL_ATTRIBUTE in f.attrs}
+        called = {name: f for name, f in simple.items() if name not in internal}
+        lowered.update(pack(IRModule(called, attrs=module.attrs)))
+        lowered.update(IRModule({name: _internal(f) for name, f in internal.items()}, attrs=module.attrs))
         return lowered
 
     return pipeline, finalize_host, finalize_device
+
+
+def _internal(kernel: PrimFunc) -> PrimFunc:
+    """Return a flat kernel as a function of pointers that returns 0, or less where memory or threads are missing."""
+    body = tirx.SeqStmt([kernel.body, tirx.Return(tirx.const(0, "int32"))])
+    for key, value in (("device_id", 0), ("device_type", _CPU)):  # whose memory it allocates
+        body = tirx.AttrStmt(tirx.const(0, "int32"), key, tirx.const(value, "int32"), body)
+    function = with_pointers(kernel, body, ret_type=tvm.ir.PrimType("int32"))
+    return function.with_attrs(dict(kernel.attrs.items()))
 
 
 def _device_pipeline() -> tuple[Any, Any, Any]:

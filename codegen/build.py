@@ -122,7 +122,7 @@ def lower_functions(
     parts: dict[str, tuple[Lowered, PackedWeights]] = {}
     keys: list[tuple[str, str]] = []
     for name, graph in graphs.items():
-        lowered = layouts.fit(lower.lower(graph, target, database))
+        lowered = layouts.fit(lower.in_place(lower.lower(graph, target, database), target))
         packed = PackedWeights(lowered, params, target)
         keys.append((name, lower.program(lowered, packed).key(target)))
         layouts.remember(lowered, packed)

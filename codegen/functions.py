@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,9 @@ class LoadedFunction:
         self._padded = frozenset(axis for axis, exact in fields["padding"].items() if exact)
         self._contents, self._vm = contents, vm
         self._buffers = tuple(aligned(spec.shape, spec.dtype) for spec in self.inputs)
+        self._addresses = {spec.name: _address(array) for spec, array in zip(self.inputs, self._buffers, strict=True)}
+        self._guest: weakref.ref[Carried] | None = None
+        self._is_lent = False
         self._tensors = tuple(vm.memory.place(buffer) for buffer in self._buffers)
         bound = [*self._tensors, *(weights[key] for key in fields["weights"])]
         self.run: Callable[[], Any] = vm.bind(name, bound)
@@ -61,10 +66,20 @@ class LoadedFunction:
         own = self.sizes
         return all(size == own[axis] or (size < own[axis] and axis in self._padded) for axis, size in sizes.items())
 
-    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Copy inputs into the buffers, zeros behind those that are smaller."""
+    def fill(self, arrays: Mapping[str, np.ndarray], given_up: Mapping[str, np.ndarray] | None = None) -> None:
+        """Copy inputs into the buffers, zeros behind those that are smaller.
+
+        Args:
+            arrays: They, by name; what lies in its buffer already stays there.
+            given_up: What a stream carries that nobody will read again.
+        """
+        guest = self._guest() if self._guest else None
+        if guest is not None and guest is not given_up:
+            guest.leave()
         for spec, buffer in zip(self.inputs, self._buffers, strict=True):
             array = arrays[spec.name]
+            if array.shape == spec.shape and _address(array) == _address(buffer):
+                continue
             if array.shape != spec.shape:
                 buffer[...] = 0
             np.copyto(buffer[(*map(slice, array.shape), ...)], array)
@@ -73,7 +88,35 @@ class LoadedFunction:
 
     def results(self, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
         """Run on the buffers as they are; the results are the caller's, less what stands for padding."""
-        return self._named(self.run(), sizes or {})
+        named = self._named(self.run(), sizes or {})
+        return {name: self._own(array) for name, array in named.items()}
+
+    def advance(self, sizes: Mapping[str, int], lock: threading.Lock) -> tuple[dict[str, np.ndarray], Carried]:
+        """Run on the buffers as they are.
+
+        Args:
+            sizes: As given.
+            lock: What whoever uses the function holds.
+
+        Returns:
+            The results, and what is carried on, which stays in the buffers where it was made there.
+        """
+        named = self._named(self.run(), sizes)
+        whole = not self._is_lent and all(self.sizes[axis] == size for axis, size in sizes.items())
+        inside = {name for name in self.carried if whole and _address(named[name]) == self._addresses[name]}
+        own = {name: self._own(array) if name not in inside else array for name, array in named.items()}
+        carried = Carried({name: own.pop(name) for name in self.carried}, frozenset(inside), lock)
+        self._guest = weakref.ref(carried)
+        return own, carried
+
+    def lend(self) -> Callable[[], Any]:
+        """Return the bare call to somebody who will run it at any time, so that nothing may stay in the buffers."""
+        self._is_lent = True
+        return self.run
+
+    def _own(self, array: np.ndarray) -> np.ndarray:
+        """Return an array that the next call does not change."""
+        return array.copy() if _address(array) in self._addresses.values() else array
 
     def example_inputs(self) -> dict[str, np.ndarray]:
         """Return the inputs of the self-test."""
@@ -137,6 +180,42 @@ class LoadedFunction:
         return made
 
 
+class Carried(Mapping[str, np.ndarray]):
+    """What a stream carries from one call to the next, by name; never changed for whoever reads it.
+
+    What a function wrote over its inputs stays in its buffers, so that going on from there copies nothing. It leaves
+    them when it is read, and when the function needs its buffers for another stream.
+
+    Args:
+        arrays: By name.
+        inside: Those that lie in buffers of a function.
+        lock: What whoever uses the function holds.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], inside: frozenset[str], lock: threading.Lock) -> None:
+        self._arrays, self._inside, self._lock = dict(arrays), inside, lock
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with self._lock:
+            self.leave()
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def seen(self) -> Mapping[str, np.ndarray]:
+        """Return the arrays where they lie, for whoever holds the lock."""
+        return self._arrays
+
+    def leave(self) -> None:
+        """Copy what lies in buffers; for whoever holds the lock."""
+        self._arrays.update({name: self._arrays[name].copy() for name in self._inside})
+        self._inside = frozenset()
+
+
 class Role:
     """The functions of one role, for one shape each.
 
@@ -198,6 +277,11 @@ class Role:
             found = ", ".join(given) or "none"
             raise InputError("an input is missing", where=missing[0], expected=signature, found=found)
         return {spec.name: _checked_array(spec, given[spec.name]) for spec in specs}
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _axes(spec: TensorSpec, shape: Sequence[int]) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,9 @@ from codegen.gpu.cuda.linking import attach_code
 from codegen.gpu.registry import generator
 from codegen.kernels.base import Kernel, Knobs, storage_dtype
 from codegen.memory import plan_memory
+from codegen.native import Generated, NativeWriter
 from codegen.packing import PackedWeights
+from codegen.selection.in_place import update_in_place
 from codegen.selection.precision import store_bfloat16
 from codegen.selection.select import aliases, select
 from codegen.selection.state import KernelCall, Static, Table
@@ -94,6 +96,16 @@ def lower(graph: Graph, target: NasTarget, database: TuningDatabase | None = Non
     return Lowered(graph, calls, knobs, frozenset(tuned))
 
 
+def in_place(lowered: Lowered, target: NasTarget) -> Lowered:
+    """Let processors extend the caches that a function is given, see `codegen.selection.in_place`."""
+    if target.gpu is not None:
+        return lowered
+    calls = update_in_place(lowered.graph, lowered.calls)
+    new = {call.kernel.key: call.kernel for call in calls if call.kernel.key not in lowered.knobs}
+    knobs = {**lowered.knobs, **{key: _rule(kernel, target) for key, kernel in new.items()}}
+    return replace(lowered, calls=calls, knobs=knobs)
+
+
 def _rule(kernel: Kernel, target: NasTarget) -> Knobs:
     """Pick knobs without measuring."""
     if target.gpu is None:
@@ -160,10 +172,20 @@ def make_library(functions: Mapping[str, tuple[Lowered, PackedWeights]], target:
 def relax_module(functions: Mapping[str, tuple[Lowered, PackedWeights]], target: NasTarget) -> tvm.IRModule:
     """Write functions of inputs and weights, which call their kernels in order on the memory that was planned."""
     builder = relax.BlockBuilder()
+    if target.gpu is None:
+        native = NativeWriter(builder)
+        for name, (lowered, weights) in functions.items():
+            native.write(name, lowered.graph, lowered.calls, weights, lambda call, low=lowered: _made(call, low, target))
+        return builder.get()
     kernels: dict[Any, Any] = {}
     for name, (lowered, weights) in functions.items():
         _write_function(name, lowered, weights, _ModuleWriter(lowered, target, builder, kernels))
     return builder.get()
+
+
+def _made(call: KernelCall, lowered: Lowered, target: NasTarget) -> Generated:
+    knobs = lowered.knobs[call.kernel.key]
+    return (call.kernel.key, tuple(knobs.items())), lambda: prim_func(call.kernel, target, knobs)
 
 
 def _write_function(symbol: str, lowered: Lowered, weights: PackedWeights, writer: _ModuleWriter) -> None:

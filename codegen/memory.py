@@ -29,12 +29,14 @@ class MemoryPlan:
     Attributes:
         storages: Bytes of each storage.
         places: Storage of each value between kernels, by its position in `storages`.
+        in_place: Values that kernels write over another value, each with that one.
         output_bytes: Bytes of the outputs that kernels make.
         peak_bytes: Most bytes of values between kernels and outputs alive at once; no plan needs less.
     """
 
     storages: tuple[int, ...]
     places: Mapping[Value, int]
+    in_place: Mapping[Value, Value]
     output_bytes: int
     peak_bytes: int
 
@@ -70,11 +72,17 @@ def plan_memory(graph: Graph, calls: Sequence[KernelCall]) -> MemoryPlan:
     """Plan the memory of kernel calls that run in their order."""
     alias = aliases(graph, calls)
     outputs = {alias.get(value, value) for _, value in graph.outputs}
-    lives = _lives(calls, alias, outputs)
+    in_place = {
+        call.results[0]: alias.get(base, base)
+        for call in calls
+        if call.kernel.writes_over is not None and isinstance(base := call.operands[call.kernel.writes_over], Value)
+    }
+    lives = [life for life in _lives(calls, alias, outputs) if life.value not in in_place]
     places, storages = _share([life for life in lives if life.value not in outputs])
     return MemoryPlan(
         storages=storages,
         places=places,
+        in_place=in_place,
         output_bytes=sum(life.size_bytes for life in lives if life.value in outputs),
         peak_bytes=max((_alive_bytes(lives, call) for call in range(len(calls))), default=0),
     )

@@ -180,11 +180,11 @@ class LoadedModel:
         Raises:
             InputError: The artifact has no `step`, an input does not fit, or the stream is at its end.
         """
-        return self._advance(STEP, arrays, named, state)
+        return self.advance(STEP, arrays, named, state)
 
     def prefill(self, *arrays: Any, state: State | None = None, **named: Any) -> tuple[Output, State]:
         """Read as many tokens at once as one of `prefill_lengths` says; otherwise like `step`."""
-        return self._advance(PREFILL, arrays, named, state)
+        return self.advance(PREFILL, arrays, named, state)
 
     def stream(self, state: State | None = None) -> Stream:
         """Begin a stream, which keeps the state.
@@ -194,6 +194,39 @@ class LoadedModel:
         """
         self.role(STEP)
         return Stream(self, state)
+
+    def advance(
+        self,
+        role: str,
+        arrays: tuple[Any, ...],
+        named: Mapping[str, Any],
+        state: State | None,
+        *,
+        last_use: bool = False,
+    ) -> tuple[Output, State]:
+        """Read tokens, as `step` and `prefill` do.
+
+        Args:
+            role: `step` or `prefill`.
+            arrays: Inputs in order.
+            named: Inputs by name.
+            state: As for `step`.
+            last_use: Whether nobody will use `state` again; a cache in it is then extended where it is, not copied.
+
+        Raises:
+            InputError: As for `step`.
+        """
+        functions, state = self.role(role), state or State()
+        given = functions.check_names(arrays, named, functions.first.given)
+        function, sizes = functions.choose(given)
+        tokens = streaming.tokens_of(function)
+        streaming.check_room(function, state, tokens)
+        with self._lock:
+            use_threads(self.threads)
+            inputs = given | streaming.start(function, state, sizes)
+            function.fill(inputs, state.arrays if last_use else None)
+            results, carried = function.advance(sizes, self._lock)
+        return _plain(results), State(state.position + tokens, carried)
 
     def role(self, name: str) -> Role:
         """Return the functions of a role.
@@ -226,7 +259,7 @@ class LoadedModel:
             role.choose(given)
             chosen.fill(given)
         use_threads(self.threads)
-        return chosen.run
+        return chosen.lend()
 
     def example_inputs(self) -> dict[str, np.ndarray]:
         """Return the inputs of the self-test of `forward`."""
@@ -248,18 +281,6 @@ class LoadedModel:
         with self._lock:
             use_threads(self.threads)
             return max(function.self_test() for function in self.functions.values())
-
-    def _advance(
-        self, name: str, arrays: tuple[Any, ...], named: Mapping[str, Any], state: State | None
-    ) -> tuple[Output, State]:
-        role, state = self.role(name), state or State()
-        given = role.check_names(arrays, named, role.first.given)
-        function, sizes = role.choose(given)
-        tokens = streaming.tokens_of(function)
-        streaming.check_room(function, state, tokens)
-        results = self._run(function, given | streaming.start(function, state, sizes), sizes)
-        after = State(state.position + tokens, {key: results.pop(key) for key in function.carried})
-        return _plain(results), after
 
     def _run(
         self, function: LoadedFunction, given: Mapping[str, np.ndarray], sizes: Mapping[str, int]

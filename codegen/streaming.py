@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codegen.functions import LoadedFunction, Role
-from codegen.manifest import BATCH, STEP
+from codegen.functions import Carried, LoadedFunction, Role
+from codegen.manifest import BATCH, PREFILL, STEP
 from ir.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,18 +38,22 @@ class Stream:
         model: A model with a function `step`.
         state: Where to begin; at the start of a sequence when None.
 
-    Attributes:
-        state: What has been read so far, for the model.
     """
 
     def __init__(self, model: LoadedModel, state: State | None = None) -> None:
         self._model = model
-        self.state = state or State()
+        self._state = state or State()
+
+    @property
+    def state(self) -> State:
+        """What has been read so far, for the model."""
+        dict(self._state.arrays)  # leaves the buffers of the model, where the next token would change it
+        return self._state
 
     @property
     def position(self) -> int:
         """Tokens read so far."""
-        return self.state.position
+        return self._state.position
 
     def fork(self) -> Stream:
         """Return another stream that goes on from here; the two do not share anything that changes."""
@@ -57,7 +61,7 @@ class Stream:
 
     def step(self, *arrays: Any, **named: Any) -> Output:
         """Read one token, as `LoadedModel.step`."""
-        output, self.state = self._model.step(*arrays, state=self.state, **named)
+        output, self._state = self._model.advance(STEP, arrays, named, self._state, last_use=True)
         return output
 
     def feed(self, *arrays: Any, **named: Any) -> Output:
@@ -77,34 +81,37 @@ class Stream:
         pieces: list[dict[str, np.ndarray]] = []
         done = 0
         while done < count:
-            taken, read = self._next(count - done)
+            taken, role = self._next(count - done)
             piece = {name: array[:, done : done + taken] for name, array in given.items()}
-            output, self.state = read(**piece, state=self.state)
+            output, self._state = self._model.advance(role, (), piece, self._state, last_use=True)
             pieces.append(output if isinstance(output, dict) else {"": output})
             done += taken
         joined = {name: np.concatenate([piece[name] for piece in pieces], axis=_TOKENS) for name in pieces[0]}
         return joined[""] if set(joined) == {""} else joined
 
-    def _next(self, left: int) -> tuple[int, Callable[..., tuple[Output, State]]]:
-        """Return how many tokens to read at once, and what reads them."""
+    def _next(self, left: int) -> tuple[int, str]:
+        """Return how many tokens to read at once, and the role of what reads them."""
         fitting = [length for length in self._model.prefill_lengths if length <= left]
-        return (max(fitting), self._model.prefill) if fitting else (1, self._model.step)
+        return (max(fitting), PREFILL) if fitting else (1, STEP)
 
 
 def start(function: LoadedFunction, state: State, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Return what a function carries at a state: its position, and zeros at the start of a stream.
 
+    Whoever calls it holds the lock of the function's model until the arrays have been used.
+
     Raises:
         InputError: The state is another model's, or another batch's.
     """
     arrays: dict[str, np.ndarray] = {}
+    carried = state.arrays.seen() if isinstance(state.arrays, Carried) else state.arrays
     for spec in function.inputs:
         if spec.name == function.position:
             arrays[spec.name] = np.asarray(state.position, spec.dtype)
         elif spec.name in function.carried:
             axes = spec.axes or (None,) * len(spec.shape)
             shape = tuple(sizes.get(axis, n) if axis else n for axis, n in zip(axes, spec.shape, strict=True))
-            array = np.zeros(shape, spec.dtype) if not state.arrays else state.arrays.get(spec.name)
+            array = np.zeros(shape, spec.dtype) if not carried else carried.get(spec.name)
             if array is None or array.shape != shape or array.dtype != spec.dtype:
                 raise InputError(
                     "the state is not one of this stream",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from codegen._tvm import PrimFunc, flatten_kernels, pointer_type, tirx, write_object
+from codegen._tvm import PrimFunc, flatten_kernels, pointer_type, tirx, with_pointers, write_object
 from codegen.targets.base import Target
 
 ALIGNMENT_BYTES: Final = 64
@@ -46,7 +46,7 @@ def compile_kernels(kernels: Mapping[str, PrimFunc], target: Target) -> ObjectCo
         body = _Body()
         statement = body.rewrite(kernel.body)
         most = max(most, body.workspace_bytes)
-        plain[symbol] = _with_pointers(kernel, statement, body.workspace)
+        plain[symbol] = with_pointers(kernel, statement, [body.workspace])
     with tempfile.TemporaryDirectory(prefix="nas-") as folder:
         path = Path(folder) / "kernels.o"
         write_object(plain, target.to_tvm(), path)
@@ -56,17 +56,6 @@ def compile_kernels(kernels: Mapping[str, PrimFunc], target: Target) -> ObjectCo
 def aligned(size_bytes: int) -> int:
     """Round up to where the next array may begin."""
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def _with_pointers(kernel: PrimFunc, body: Any, workspace: Any) -> PrimFunc:
-    """Return a function that takes the memory of its buffers instead of the buffers."""
-    pointers: list[Any] = []
-    declared: list[Any] = []
-    for buffer in kernel.params:
-        pointer = tirx.Var(f"{buffer.name}_memory", pointer_type(buffer.dtype))
-        pointers.append(pointer)
-        declared.append(tirx.DeclBuffer(buffer, data=pointer))
-    return tirx.PrimFunc([*pointers, workspace], tirx.SeqStmt([*declared, body]), kernel.ret_type)
 
 
 @dataclass

@@ -23,6 +23,15 @@ from ir.errors import KernelCrash, KernelTimeout
 TIMEOUT_S: Final = 300.0
 """Bound on a run: a processor that plays a device takes minutes at most, most of it to compile."""
 _PROBE_S: Final = 30.0
+_CANNOT_COMPILE: Final = 3
+_PROBE: Final = f"""
+import sys, pyopencl as cl
+device = next(device for platform in cl.get_platforms() for device in platform.get_devices())
+try:
+    cl.Program(cl.Context([device]), "__kernel void nothing() {{}}").build()
+except cl.Error:
+    sys.exit({_CANNOT_COMPILE})
+"""
 _HINT: Final = "`make gpu-deps` installs a processor that plays one"
 
 
@@ -37,11 +46,12 @@ def why_not_run(gpu: Gpu) -> str:
 def _why_no_opencl() -> str:
     if importlib.util.find_spec("pyopencl") is None:
         return f"pyopencl is not installed here; {_HINT}"
-    probe = "import pyopencl as cl; assert any(p.get_devices() for p in cl.get_platforms())"
     try:
-        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, timeout=_PROBE_S, check=False)
+        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, timeout=_PROBE_S, check=False)
     except subprocess.TimeoutExpired:
         return "looking for an OpenCL device here takes too long"
+    if done.returncode == _CANNOT_COMPILE:
+        return "the OpenCL device here cannot compile; PoCL of 2022 does not know processors of 2024"
     return f"there is no OpenCL device here; {_HINT}" if done.returncode else ""
 
 

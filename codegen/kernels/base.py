@@ -160,6 +160,11 @@ class Kernel(ABC):
         return sum(operand.size_bytes for operand in (*self.inputs, *self.outputs))
 
     @property
+    def writes_over(self) -> int | None:
+        """Number of the input whose memory is the output's too; what is not written stays as it was."""
+        return None
+
+    @property
     def is_generic(self) -> bool:
         """Whether no schedule was written for this work: positions are computed anew for every vector."""
         return False

@@ -20,11 +20,11 @@ from codegen.kernels.base import Array, Isa, Kernel, Knobs
 from codegen.kernels.emit import build_function, flat_view, scratch, store
 from codegen.kernels.expressions import Source, same_lanes, sources, unravel
 from codegen.kernels.vector_math import lanes_of, splat
-from ir.graph import Graph
+from ir.graph import Graph, Node
 from ir.interpret import evaluate
 from ir.op import Op
 from ir.ops.elementwise import Binary, Compare, Unary, Where
-from ir.ops.indexing import Take
+from ir.ops.indexing import DynamicUpdate, Take
 from ir.ops.reduction import Max, Mean, Reduction, Sum
 from ir.ops.shape import Reshape
 from ir.ops.structure import Constant, Input
@@ -140,6 +140,68 @@ class FusedKernel(Kernel):
             )
             for node in self.graph.nodes
         )
+
+
+@dataclass(frozen=True)
+class UpdateKernel(FusedKernel):
+    """A chain that ends in a dynamic update, written over its base: of a cache, only the new rows are touched.
+
+    Operands as those of the chain. The base and the output are the same memory; nothing but the update reads the base.
+
+    Attributes:
+        graph: As of `FusedKernel`; the base of its last operation is an input.
+    """
+
+    family: ClassVar[str] = "update"
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> UpdateKernel | None:
+        """Return the kernel in place of one that copies the base, if there can be one."""
+        if not isinstance(kernel, FusedKernel) or not isinstance(kernel.root, DynamicUpdate):
+            return None
+        made = cls(kernel.graph)
+        base = kernel.graph.node(made.update.operands[0].node)
+        alone = isinstance(base.op, Input) and len(kernel.graph.users(base.results[0])) == 1
+        return made if alone else None
+
+    @property
+    def update(self) -> Node:
+        """The last operation."""
+        return self.graph.node(self.graph.outputs[0][1].node)
+
+    @property
+    def writes_over(self) -> int:
+        """The base."""
+        names = list(self.graph.inputs.values())
+        return names.index(self.graph.node(self.update.operands[0].node))
+
+    @property
+    def bytes_moved(self) -> int:
+        """The update, read and written."""
+        return 2 * self.graph.operand_types(self.update)[1].size_bytes
+
+    def knobs(self, isa: Isa) -> Knobs:
+        """Start threads only where there is enough to write."""
+        work = self.graph.operand_types(self.update)[1].size
+        return {"parallel": isa.threads > 1 and work >= SERIAL_BELOW}
+
+    def _write(self, isa: Isa, parallel: bool, buffers: tuple[Buffer, ...]) -> None:
+        *inputs, output = (flat_view(buffer) for buffer in buffers)
+        made = sources(self.graph, dict(zip(self.graph.inputs, inputs, strict=True)))
+        op, (base, update, position) = self.root, (made[operand] for operand in self.update.operands)
+        assert isinstance(op, DynamicUpdate)
+        shape, axis = update.type.shape, op.axis % update.type.rank
+        strides = [math.prod(base.type.shape[place + 1 :]) for place in range(base.type.rank)]
+        with _loop(math.prod(shape[:-1]), parallel) as row:
+            before = unravel(row, shape[:-1])
+
+            def write(first: Any, lanes: int) -> None:
+                value = update.at((*before, _positions(first, lanes)))
+                starts = [*before, first]
+                starts[axis] = starts[axis] + position.flat(0)
+                _put(output, value, sum(at * stride for at, stride in zip(starts, strides, strict=True)), lanes)
+
+            _for_each_vector(shape[-1], isa.lanes, write)
 
 
 def _loop(extent: int, parallel: bool) -> Any:

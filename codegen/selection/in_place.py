@@ -1,0 +1,38 @@
+"""Caches that a step extends: the new rows are written into the cache that came in, instead of into a copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from codegen.kernels.fused import UpdateKernel
+from codegen.selection.select import aliases
+from codegen.selection.state import KernelCall
+from ir.graph import Graph, Value
+from ir.ops.structure import Input
+
+
+def update_in_place(graph: Graph, calls: Sequence[KernelCall]) -> list[KernelCall]:
+    """Return calls of which those that update an input for the caller write over it.
+
+    The caller gives memory that may be written. An input that a later call reads, or that is an output itself, is
+    copied.
+    """
+    alias = aliases(graph, calls)
+    returned = {alias.get(value, value) for _, value in graph.outputs}
+    last = {
+        alias.get(operand, operand): position
+        for position, call in enumerate(calls)
+        for operand in call.operands
+        if isinstance(operand, Value)
+    }
+    changed: list[KernelCall] = []
+    for position, call in enumerate(calls):
+        kernel = UpdateKernel.of(call.kernel)
+        base = call.operands[kernel.writes_over] if kernel else None
+        home = alias.get(base, base) if isinstance(base, Value) else None
+        fits = home is not None and isinstance(graph.node(home.node).op, Input) and call.results[0] in returned
+        if kernel and home and fits and home not in returned and last[home] == position:
+            call = replace(call, kernel=kernel)
+        changed.append(call)
+    return changed
