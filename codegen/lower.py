@@ -170,12 +170,17 @@ def make_library(functions: Mapping[str, tuple[Lowered, PackedWeights]], target:
 
 
 def relax_module(functions: Mapping[str, tuple[Lowered, PackedWeights]], target: NasTarget) -> tvm.IRModule:
-    """Write functions of inputs and weights, which call their kernels in order on the memory that was planned."""
+    """Write functions of inputs and weights, which call their kernels in order on the memory that was planned.
+
+    For a graphics processor the virtual machine starts each kernel; a processor's function calls them by itself.
+    """
     builder = relax.BlockBuilder()
     if target.gpu is None:
         native = NativeWriter(builder)
         for name, (lowered, weights) in functions.items():
-            native.write(name, lowered.graph, lowered.calls, weights, lambda call, low=lowered: _made(call, low, target))
+            native.write(
+                name, lowered.graph, lowered.calls, weights, lambda call, low=lowered: _made(call, low, target)
+            )
         return builder.get()
     kernels: dict[Any, Any] = {}
     for name, (lowered, weights) in functions.items():
@@ -212,7 +217,7 @@ def _write_function(symbol: str, lowered: Lowered, weights: PackedWeights, write
 
 
 class _ModuleWriter:
-    """Writes kernel calls as statements of a Relax function; `kernels` holds those that the module has already."""
+    """Writes starts of a device's kernels as statements of a Relax function; `kernels`: those so far."""
 
     def __init__(self, lowered: Lowered, target: NasTarget, builder: Any, kernels: dict[Any, Any]) -> None:
         self.builder = builder

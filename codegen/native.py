@@ -144,22 +144,21 @@ class _Function:
 
     def prim_func(self, symbols: Sequence[str]) -> PrimFunc:
         """Write the function that calls kernels by their symbols."""
-        with IRBuilder() as builder:
-            with T.prim_func(private=True):
-                T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, KERNEL_ATTRIBUTE: True})
-                memory = {
-                    key: T.arg(f"x{number}", T.buffer(shape, dtype, layout=None)).data
-                    for number, (key, (shape, dtype)) in enumerate(self.operands.items())
-                }
-                for symbol, places in zip(symbols, self._calls, strict=True):
-                    pointers = [
-                        tirx.handle_add_byte_offset(memory[_MEMORY], tirx.const(place.start, "int64"))
-                        if place.operand == _MEMORY
-                        else memory[place.operand]
-                        for place in places
-                    ]
-                    with T.Assert(call_internal(symbol, pointers) == 0, _FAILURE):
-                        pass
+        with IRBuilder() as builder, T.prim_func(private=True):
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, KERNEL_ATTRIBUTE: True})
+            memory = {
+                key: T.arg(f"x{number}", T.buffer(shape, dtype, layout=None)).data
+                for number, (key, (shape, dtype)) in enumerate(self.operands.items())
+            }
+            for symbol, places in zip(symbols, self._calls, strict=True):
+                pointers = [
+                    tirx.handle_add_byte_offset(memory[_MEMORY], tirx.const(place.start, "int64"))
+                    if place.operand == _MEMORY
+                    else memory[place.operand]
+                    for place in places
+                ]
+                with T.Assert(call_internal(symbol, pointers) == 0, _FAILURE):
+                    pass
         return builder.get()
 
 

@@ -169,7 +169,9 @@ class GemmWriter:
         assert self.bias is not None
         return self.vec.load(self.bias, panel * self.w.shape[-1] + v * self.vec.lanes)
 
-    def _accumulate(self, sums: list[list[Register]], panel: Expr, tile: Index, row: Index, start: Index, stop: Index) -> None:
+    def _accumulate(
+        self, sums: list[list[Register]], panel: Expr, tile: Index, row: Index, start: Index, stop: Index
+    ) -> None:
         if self.kernel.precision == "bfloat16":
             self._accumulate_pairs(sums, panel, tile, row, start, stop)
             return
@@ -182,7 +184,9 @@ class GemmWriter:
                 for register, weight in zip(line, weights, strict=True):
                     register.set(register.get() + value * weight)
 
-    def _accumulate_pairs(self, sums: list[list[Register]], panel: Expr, tile: Index, row: Index, start: Index, stop: Index) -> None:
+    def _accumulate_pairs(
+        self, sums: list[list[Register]], panel: Expr, tile: Index, row: Index, start: Index, stop: Index
+    ) -> None:
         with serial(start, stop) as pair:
             self.stream.fetch_next(tile, panel, pair)
             weights = [self.vec.load(self.w, panel, pair, v * self.vec.lanes) for v in range(len(sums[0]))]

@@ -39,6 +39,7 @@ from codegen.kernels.emit import (
     ceil_div,
     choose,
     parallel_block,
+    prefetch,
     scratch,
     select_constant,
     serial,
@@ -316,6 +317,7 @@ class _Chunk:
         tile = [[vec.register(0.0) for _ in range(loops.vectors)] for _ in range(rows)]
         with serial(0, loops.half_k) as k:
             stream.fetch_next(number, pair, product, k)
+            prefetch(self.sums, product, row + rows, k * rows)
             weights = [vec.load(self.weight, pair, product, k, v * vec.lanes) for v in range(loops.vectors)]
             for i, registers in enumerate(tile):
                 value = vec.splat(self.sums[product, row + i, k])

@@ -107,7 +107,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> runtime.LoadedModel:
         causal=True,
     )
     made = nas.compile(
-        Architecture(model), task="char_lm", target="cpu", threads=1, batch=2, seq_len=12, step=True, prefill=(4,)
+        Architecture(model), task="char_lm", target="cpu", threads=1, batch=2, seq_len=[4, 12], step=True, prefill=True
     )
     return nas.load(made.save(tmp_path_factory.mktemp("decoder") / "decoder.nas"), threads=1)
 
@@ -115,6 +115,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> runtime.LoadedModel:
 def test_stream_agrees_with_forward(decoder: runtime.LoadedModel) -> None:
     """Eight tokens by two prefills, then one by one: what `forward` says of all at once."""
     stream = decoder.stream()
+    assert decoder.prefill_lengths == (4, 12)
     found = [np.asarray(stream.feed(TOKENS[:, :8]))]
     found += [np.asarray(stream.step(TOKENS[:, at : at + 1])) for at in range(8, 12)]
     np.testing.assert_allclose(np.concatenate(found, 1), np.asarray(decoder(TOKENS)), atol=1e-4)

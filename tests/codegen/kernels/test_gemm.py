@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codegen.kernels import emit
 from codegen.kernels.base import AVX2, AVX512, NEON, SSE, Isa, View
 from codegen.kernels.batch_gemm import BatchGemmKernel
+from codegen.kernels.emit import ELEMENT_BYTES, LINE_BYTES, Stream
 from codegen.kernels.gemm import GemmKernel
 from codegen.kernels.vector_math import ACTIVATIONS
 from tests.codegen.kernels import checking
+
+LINE = LINE_BYTES // ELEMENT_BYTES
 
 GEMMS = {
     "one": GemmKernel(1, 1, 1),
@@ -123,3 +130,25 @@ def test_gate_and_activation_exclude_each_other() -> None:
     """A gated product names its activation once."""
     with pytest.raises(ValueError, match="gate"):
         GemmKernel(1, 1, 1, activation="relu", gate="silu")
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(2, 13))
+@settings(max_examples=40, deadline=None)
+def test_tiles_of_a_panel_fetch_the_whole_next_one(rows: int, vectors: int, tiles: int) -> None:
+    """Every line of the next panel is asked for once the last tile is done, wherever lines begin."""
+    width, fetched = vectors * 8, set[int]()
+
+    def prefetch(_buffer: object, panel: int, row: int, column: int) -> None:
+        fetched.add((panel * rows * width + row * width + column) // LINE)
+
+    buffer = SimpleNamespace(shape=(3, rows, width))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emit, "prefetch", prefetch)
+        for tile, row in itertools.product(range(tiles), range(rows)):
+            Stream(buffer, tiles).fetch_next(tile, 1, row)  # pyright: ignore[reportArgumentType]
+    assert fetched >= set(range(2 * rows * width // LINE, (3 * rows * width - 1) // LINE))
+
+
+def test_panel_with_one_tile_is_left_to_the_processor() -> None:
+    """What is read once from end to end is seen coming."""
+    Stream(SimpleNamespace(shape=(3, 4, 16)), 1).fetch_next(0, 1, 2)  # pyright: ignore[reportArgumentType]  # writes nothing
