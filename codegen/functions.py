@@ -206,6 +206,9 @@ class Carried(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._arrays)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # whoever saves it gets arrays
+
     def seen(self) -> Mapping[str, np.ndarray]:
         """Return the arrays where they lie, for whoever holds the lock."""
         return self._arrays

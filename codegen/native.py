@@ -22,6 +22,7 @@ from codegen.selection.state import KernelCall, Static, Table
 from ir.graph import Graph, Value
 
 _ALIGNMENT_BYTES: Final = 64
+_DATA: Final = 1  # TVM's number of a tensor's field
 _FAILURE: Final = "a kernel found no memory, or its threads could not be started"
 
 _Operand = tuple[str, Value | str]
@@ -60,8 +61,10 @@ class NativeWriter:
             ("input", node.results[0]): relax.Var(name, relax.TensorType(node.types[0].shape, node.types[0].dtype))
             for name, node in graph.inputs.items()
         }
-        # The function itself checks its operands, so the virtual machine need not know what weights are.
-        bound = {("weight", name): relax.Var(f"w{n}", relax.ObjectType()) for n, name in enumerate(function.weights)}
+        bound = {
+            ("weight", name): relax.Var(f"w{number}", relax.TensorType(array.shape, array.dtype.name))
+            for number, (name, array) in enumerate(function.weights.items())
+        }
         symbols = [self._symbol(call, *generated(call)) for call in calls]
         code = self.builder.add_func(function.prim_func(symbols), f"{symbol}_kernels")
         with self.builder.function(symbol, [*inputs.values(), *bound.values()], pure=False):
@@ -143,12 +146,16 @@ class _Function:
         self.results = [places[alias.get(value, value)].operand for _, value in graph.outputs]
 
     def prim_func(self, symbols: Sequence[str]) -> PrimFunc:
-        """Write the function that calls kernels by their symbols."""
+        """Write the function that calls kernels by their symbols.
+
+        It takes tensors as they are: the virtual machine has checked them, and what checks them here would take most of
+        the time to compile.
+        """
         with IRBuilder() as builder, T.prim_func(private=True):
             T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, KERNEL_ATTRIBUTE: True})
             memory = {
-                key: T.arg(f"x{number}", T.buffer(shape, dtype, layout=None)).data
-                for number, (key, (shape, dtype)) in enumerate(self.operands.items())
+                key: T.Bind(tirx.tvm_struct_get(T.arg(f"x{number}", T.handle()), 0, _DATA, "handle"))
+                for number, key in enumerate(self.operands)
             }
             for symbol, places in zip(symbols, self._calls, strict=True):
                 pointers = [

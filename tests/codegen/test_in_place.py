@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -146,6 +147,11 @@ def test_states_stay_as_they_were(decoder: runtime.LoadedModel) -> None:
             found[number].append(np.asarray(stream.step(TOKENS[:, 3 * number + at : 3 * number + at + 1])))
     for number in range(2):
         np.testing.assert_allclose(np.concatenate(found[number], 1), lone[number], atol=TOLERANCE)
+
+    saved = pickle.loads(pickle.dumps(streams[0].state))
+    np.testing.assert_array_equal(
+        np.asarray(decoder.step(TOKENS[:, 7:8], state=saved)[0]), np.asarray(streams[0].step(TOKENS[:, 7:8]))
+    )
 
     _, kept = decoder.step(TOKENS[:, :1])
     copies = {name: array.copy() for name, array in kept.arrays.items()}
