@@ -23,6 +23,9 @@ from ir.graph import Graph, Value
 
 _ALIGNMENT_BYTES: Final = 64
 _DATA: Final = 1  # TVM's number of a tensor's field
+_OPAQUE: Final = "getpagesize"
+"""A function of the C library that LLVM cannot look into. Where it puts small kernels into their caller, it would
+otherwise take TVM's marks of buffers to say that one kernel reads nothing that another has written, and swap them."""
 _FAILURE: Final = "a kernel found no memory, or its threads could not be started"
 
 _Operand = tuple[str, Value | str]
@@ -166,6 +169,7 @@ class _Function:
                 ]
                 with T.Assert(call_internal(symbol, pointers) == 0, _FAILURE):
                     pass
+                T.evaluate(tirx.call_extern("int32", _OPAQUE))
         return builder.get()
 
 
