@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from tvm_ffi import structural_walk
 
+from codegen.placement import KDL_CPU
+
 if TYPE_CHECKING:
     # TVM's annotations say less than they seem to (its expressions have no operators there), so type checkers see Any.
     IRBuilder: Any
@@ -56,6 +58,7 @@ else:
 __all__ = [
     "DEVICE_CONFIG",
     "DEVICE_PIPELINE",
+    "INTERNAL_ATTRIBUTE",
     "KERNEL_ATTRIBUTE",
     "TIR_PIPELINE",
     "WORKLOAD_ATTRIBUTE",
@@ -63,7 +66,6 @@ __all__ = [
     "DeviceKernel",
     "Expr",
     "IRBuilder",
-    "INTERNAL_ATTRIBUTE",
     "IRModule",
     "PassContext",
     "PrimFunc",
@@ -125,8 +127,6 @@ class DeviceKernel:
     block: tuple[int, int, int]
     shared_bytes: int
 
-
-_CPU: Final = 1  # DLPack's number
 
 _RECORDS: Final[list[list[DeviceKernel]]] = []
 
@@ -240,7 +240,7 @@ def _kernel_pipeline() -> tuple[Any, Any, Any]:
 def _internal(kernel: PrimFunc) -> PrimFunc:
     """Return a flat kernel as a function of pointers that returns 0, or less where memory or threads are missing."""
     body = tirx.SeqStmt([kernel.body, tirx.Return(tirx.const(0, "int32"))])
-    for key, value in (("device_id", 0), ("device_type", _CPU)):  # whose memory it allocates
+    for key, value in (("device_id", 0), ("device_type", KDL_CPU)):  # whose memory it allocates
         body = tirx.AttrStmt(tirx.const(0, "int32"), key, tirx.const(value, "int32"), body)
     function = with_pointers(kernel, body, ret_type=tvm.ir.PrimType("int32"))
     return function.with_attrs(dict(kernel.attrs.items()))

@@ -4,17 +4,20 @@ A value lives from the kernel that makes it to the last one that reads it. Value
 storage: largest value first, each takes the smallest storage that is free all its life, of equal ones the one freed
 last, which is still in the cache. A storage is then as large as its first value.
 
-Outputs get memory of their own, since the caller keeps them, and so do inputs, which the caller brings. Scratch memory
-of a running kernel, such as the half products of a fast multiplication, is not in the plan.
+Outputs get memory of their own, since the caller keeps them, and so do inputs, which the caller brings; an output that
+a kernel writes over an input, as the new rows of a cache, lies there. Scratch memory of a running kernel, such as the
+half products of a fast multiplication, is not in the plan.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from codegen.archive import ALIGNMENT_BYTES
 from codegen.kernels.base import storage_dtype
 from codegen.selection.select import aliases
 from codegen.selection.state import KernelCall
@@ -41,6 +44,17 @@ class MemoryPlan:
     peak_bytes: int
 
     @property
+    def starts(self) -> dict[Value, int]:
+        """Byte at which each value between kernels begins where the storages lie one behind the other, aligned."""
+        ends = list(itertools.accumulate((aligned(size_bytes) for size_bytes in self.storages), initial=0))
+        return {value: ends[storage] for value, storage in self.places.items()}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all storages, one behind the other, aligned."""
+        return sum(aligned(size_bytes) for size_bytes in self.storages)
+
+    @property
     def activation_bytes(self) -> int:
         """Bytes of all storages and outputs."""
         return sum(self.storages) + self.output_bytes
@@ -52,6 +66,11 @@ class MemoryPlan:
             "activation_bytes": self.activation_bytes,
             "peak_activation_bytes": self.peak_bytes,
         }
+
+
+def aligned(size_bytes: int) -> int:
+    """Round up to where the next array may begin."""
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 @dataclass(frozen=True)

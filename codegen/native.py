@@ -6,7 +6,6 @@ memory has one step to do instead of several for each kernel, which together wou
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -14,14 +13,12 @@ from typing import Any, Final, NamedTuple
 from codegen._tvm import INTERNAL_ATTRIBUTE, KERNEL_ATTRIBUTE, IRBuilder, PrimFunc, call_internal, relax, tirx
 from codegen._tvm import tir_builder as T
 from codegen.kernels.base import storage_dtype
-from codegen.kernels.emit import ceil_div
 from codegen.memory import plan_memory
 from codegen.packing import PackedWeights
 from codegen.selection.select import aliases
 from codegen.selection.state import KernelCall, Static, Table
 from ir.graph import Graph, Value
 
-_ALIGNMENT_BYTES: Final = 64
 _DATA: Final = 1  # TVM's number of a tensor's field
 _OPAQUE: Final = "getpagesize"
 """A function of the C library that LLVM cannot look into. Where it puts small kernels into their caller, it would
@@ -109,7 +106,6 @@ class _Function:
         operands: Shape and dtype of each operand, in order.
         results: For each output of the graph, the operand in which it lies.
         weights: Weights by name.
-        memory_bytes: Memory for all that lies between kernels.
     """
 
     def __init__(self, graph: Graph, calls: Sequence[KernelCall], weights: PackedWeights) -> None:
@@ -120,10 +116,9 @@ class _Function:
             for call in calls
             for name in (weights.name(call, i) for i, o in enumerate(call.operands) if isinstance(o, Static | Table))
         }
-        starts = list(itertools.accumulate((_aligned(size_bytes) for size_bytes in plan.storages), initial=0))
-        self.memory_bytes = starts[-1]
-        if self.memory_bytes:
-            self.operands[_MEMORY] = (self.memory_bytes,), "uint8"
+        starts = plan.starts
+        if starts:
+            self.operands[_MEMORY] = (plan.memory_bytes,), "uint8"
         places: dict[Value, _Place] = {}
         for node in graph.inputs.values():
             places[node.results[0]] = _Place(("input", node.results[0]))
@@ -138,8 +133,8 @@ class _Function:
                 for index, operand in enumerate(call.operands)
             ]
             for value, kind in zip(call.results, call.kernel.outputs, strict=True):
-                if value in plan.places:
-                    places[value] = _Place(_MEMORY, starts[plan.places[value]])
+                if value in starts:
+                    places[value] = _Place(_MEMORY, starts[value])
                 elif value in plan.in_place:
                     places[value] = places[plan.in_place[value]]
                 else:
@@ -171,7 +166,3 @@ class _Function:
                     pass
                 T.evaluate(tirx.call_extern("int32", _OPAQUE))
         return builder.get()
-
-
-def _aligned(size_bytes: int) -> int:
-    return ceil_div(size_bytes, _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES

@@ -37,7 +37,6 @@ class Stream:
     Args:
         model: A model with a function `step`.
         state: Where to begin; at the start of a sequence when None.
-
     """
 
     def __init__(self, model: LoadedModel, state: State | None = None) -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from codegen._tvm import PrimFunc, flatten_kernels, pointer_type, tirx, with_pointers, write_object
+from codegen.memory import aligned
 from codegen.targets.base import Target
-
-ALIGNMENT_BYTES: Final = 64
 
 _ON_STACK_BYTES: Final = 512  # TVM allocates what is much larger by itself
 
@@ -51,11 +50,6 @@ def compile_kernels(kernels: Mapping[str, PrimFunc], target: Target) -> ObjectCo
         path = Path(folder) / "kernels.o"
         write_object(plain, target.to_tvm(), path)
         return ObjectCode(path.read_bytes(), most)
-
-
-def aligned(size_bytes: int) -> int:
-    """Round up to where the next array may begin."""
-    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 @dataclass

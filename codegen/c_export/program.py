@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from codegen import lower
-from codegen.c_export.plain import aligned, compile_kernels
+from codegen.c_export.plain import compile_kernels
 from codegen.kernels.base import Array, storage_dtype
-from codegen.memory import MemoryPlan, plan_memory
+from codegen.memory import aligned, plan_memory
 from codegen.packing import Layouts, PackedWeights
 from codegen.selection.select import aliases
 from codegen.selection.state import KernelCall, Static, Table
@@ -168,7 +168,7 @@ class _Places:
         self._graph = lowered.graph
         self._alias = aliases(lowered.graph, lowered.calls)
         plan = plan_memory(lowered.graph, lowered.calls)
-        self._planned, self.memory_bytes = _lay_out(plan)
+        self._planned, self.memory_bytes = plan.starts, plan.memory_bytes
         self._returned: dict[Value, Place] = {}
         for number, (_, value) in enumerate(lowered.graph.outputs):
             self._returned.setdefault(self._alias.get(value, value), Place("output", number))
@@ -181,7 +181,8 @@ class _Places:
 
     def make(self, value: Value) -> Place:
         """Return where a kernel writes a value, which lies there from then on."""
-        self._made[value] = self._planned[value] if value in self._planned else self._returned[value]
+        planned = self._planned.get(value)
+        self._made[value] = self._returned[value] if planned is None else Place("memory", planned)
         return self._made[value]
 
     def copies(self) -> list[tuple[Place, Place, int]]:
@@ -193,13 +194,3 @@ class _Places:
             if place != Place("output", number):
                 moved.append((Place("output", number), place, size_bytes))
         return moved
-
-
-def _lay_out(plan: MemoryPlan) -> tuple[dict[Value, Place], int]:
-    """Put the storages of a plan one behind the other; return the places of its values and the bytes of all."""
-    starts: list[int] = []
-    end = 0
-    for size_bytes in plan.storages:
-        starts.append(end)
-        end += aligned(size_bytes)
-    return {value: Place("memory", starts[place]) for value, place in plan.places.items()}, end

@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from codegen.c_export.plain import aligned
 from codegen.container import TensorSpec
 from codegen.inputs import index_bounds
 from codegen.kernels.base import storage_dtype
+from codegen.memory import aligned
 from ir.cost import STATE_PREFIX
 from ir.errors import CompileError
 from ir.graph import Graph

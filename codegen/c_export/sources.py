@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from codegen.c_export.plain import ALIGNMENT_BYTES
+from codegen.archive import ALIGNMENT_BYTES
 from codegen.c_export.program import Function, Place, Program
 from codegen.c_export.signature import POSITION, Argument, Signature
 from codegen.targets.base import Target

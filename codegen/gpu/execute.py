@@ -51,7 +51,7 @@ def _why_no_opencl() -> str:
     except subprocess.TimeoutExpired:
         return "looking for an OpenCL device here takes too long"
     if done.returncode == _CANNOT_COMPILE:
-        return "the OpenCL device here cannot compile; PoCL of 2022 does not know processors of 2024"
+        return "the OpenCL device here cannot compile an empty kernel; a PoCL older than the processor may not know it"
     return f"there is no OpenCL device here; {_HINT}" if done.returncode else ""
 
 

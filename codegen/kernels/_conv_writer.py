@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from codegen._tvm import Buffer, Expr
 from codegen.kernels._tail import Tail
 from codegen.kernels.base import Isa, Knobs
 from codegen.kernels.emit import (
+    ALIAS_BYTES,
+    LINE_BYTES,
     Index,
     Register,
     Split,
@@ -27,10 +29,6 @@ from codegen.kernels.expressions import unravel
 
 if TYPE_CHECKING:
     from codegen.kernels.conv import ConvKernel
-
-ALIAS_BYTES: Final = 1024
-"""Pixels that are multiples of this apart compete for the same lines of the first-level cache."""
-LINE_BYTES: Final = 64
 
 
 class ConvWriter:

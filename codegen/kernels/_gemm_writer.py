@@ -9,10 +9,12 @@ from codegen.kernels import strassen
 from codegen.kernels.base import Isa, Knobs
 from codegen.kernels.bfloat16 import WORD, Bfloat16, load_vector, store_vector, words_of
 from codegen.kernels.emit import (
+    ALIAS_BYTES,
+    LINE_BYTES,
+    BlockPrefetch,
     Index,
     Register,
     Split,
-    Stream,
     Vectors,
     bind,
     ceil_div,
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 CHEAP_ACTIVATIONS: Final = frozenset({"relu", "relu2"})
 CONVERSION_FLOPS: Final = 2  # time to round a number, in flops of a product
-LINE_BYTES: Final = 64
-ALIAS_BYTES: Final = 1024  # rows that are multiples of this apart compete for the same lines of the first-level cache
 
 
 class GemmWriter:
@@ -48,7 +48,7 @@ class GemmWriter:
         self.panels = ceil_div(kernel.n, self.panel_outputs)
         self.panels_first = knobs["order"] == "panels"
         self.k_blocks = Split(kernel.steps, int(knobs["k_block"]))
-        self.stream = Stream(self.w, self.chunks.longest if self.k_blocks.count == 1 else 1)
+        self.weight_prefetch = BlockPrefetch(self.w, self.chunks.longest if self.k_blocks.count == 1 else 1)
         self.strassen = kernel.strassen_loops(isa, knobs) if knobs["strassen"] else None
 
     def write(self) -> None:
@@ -177,7 +177,7 @@ class GemmWriter:
             return
         offset = self.kernel.a_view.offset if self.kernel.a_view else 0
         with serial(start, stop) as k:
-            self.stream.fetch_next(tile, panel, k)
+            self.weight_prefetch.fetch_next(tile, panel, k)
             weights = [self.vec.load(self.w, panel, k, v * self.vec.lanes) for v in range(len(sums[0]))]
             for i, line in enumerate(sums):
                 value = self.vec.splat(self.a[row + i, k + offset])
@@ -188,7 +188,7 @@ class GemmWriter:
         self, sums: list[list[Register]], panel: Expr, tile: Index, row: Index, start: Index, stop: Index
     ) -> None:
         with serial(start, stop) as pair:
-            self.stream.fetch_next(tile, panel, pair)
+            self.weight_prefetch.fetch_next(tile, panel, pair)
             weights = [self.vec.load(self.w, panel, pair, v * self.vec.lanes) for v in range(len(sums[0]))]
             if not self.isa.bf16_dot:
                 self._accumulate_halves(sums, weights, row, pair)

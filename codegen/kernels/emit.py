@@ -21,6 +21,8 @@ from codegen.kernels.vector_math import keep, splat, splat_int
 Index = int | Expr
 PARALLEL_FLOPS: Final = 100_000  # about two microseconds of one core, the time to start a parallel loop
 LINE_BYTES: Final = 64
+ALIAS_BYTES: Final = 1024
+"""Rows that are multiples of this apart compete for the same lines of the first-level cache."""
 ELEMENT_BYTES: Final = 4
 
 _FOR_READING: Final = tuple(tirx.IntImm("int32", flag) for flag in (0, 3, 1))  # read; keep in all levels; data
@@ -100,7 +102,7 @@ def prefetch(buffer: Buffer, *index: Index) -> None:
 
 
 @dataclass(frozen=True)
-class Stream:
+class BlockPrefetch:
     """A matrix read block by block, each block by several tiles before the next one.
 
     While one block is read, its tiles fetch the next one, in equal parts: it comes from memory as evenly as it can. The

@@ -29,10 +29,11 @@ import numpy as np
 from codegen._tvm import Buffer, Expr, tirx
 from codegen.kernels.base import Array
 from codegen.kernels.emit import (
+    ALIAS_BYTES,
+    BlockPrefetch,
     Index,
     Register,
     Split,
-    Stream,
     Vectors,
     bind,
     branch,
@@ -47,7 +48,6 @@ from codegen.kernels.emit import (
 )
 
 FLOAT_BYTES: Final = 4
-ALIAS_BYTES: Final = 1024  # rows that are multiples of this apart compete for the same lines of the first-level cache
 CACHED_BYTES: Final = 2 << 20  # up to about here, stores of the sums overlap with the next loads
 CHUNK_ROWS: Final = 512  # rows whose sums are held at a time
 EXCHANGE: Final = 40  # multiply-adds at full rate for a vector that another core wrote, beyond what overlaps
@@ -312,12 +312,12 @@ class _Chunk:
 
     def _tile(self, block: Buffer, pair: Expr, product: Expr, number: Expr, row: Index, rows: int) -> None:
         loops, vec = self.loops, self.loops.vec
-        stream = Stream(self.weight, loops.tiles.count)
+        weights_ahead = BlockPrefetch(self.weight, loops.tiles.count)
         line = 2 * loops.width
         tile = [[vec.register(0.0) for _ in range(loops.vectors)] for _ in range(rows)]
         with serial(0, loops.half_k) as k:
-            stream.fetch_next(number, pair, product, k)
-            prefetch(self.sums, product, row + rows, k * rows)
+            weights_ahead.fetch_next(number, pair, product, k)
+            prefetch(self.sums, product, row + rows, k * rows)  # all steps together: the rows of the next tile
             weights = [vec.load(self.weight, pair, product, k, v * vec.lanes) for v in range(loops.vectors)]
             for i, registers in enumerate(tile):
                 value = vec.splat(self.sums[product, row + i, k])

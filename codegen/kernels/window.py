@@ -22,7 +22,7 @@ from codegen.kernels._tail import row_count, tail_flops, tail_operands, tail_ref
 from codegen.kernels._taps import Taps
 from codegen.kernels._window_writer import CopyWriter, StripWriter
 from codegen.kernels.base import Array, Isa, Kernel, Knobs
-from codegen.kernels.emit import Split, build_function, ceil_div
+from codegen.kernels.emit import LINE_BYTES, Split, build_function, ceil_div
 from ir.graph import Graph
 from ir.ops.convolution import Conv, Pool
 from ir.types import TensorType
@@ -43,7 +43,6 @@ LATENCY: Final = 8
 """Independent sums that hide the latency of an addition."""
 FEW_TAPS: Final = 16
 """Taps up to which a window operation waits for memory, not for arithmetic."""
-LINE_BYTES: Final = 64
 PAGE_BYTES: Final = 4096
 CACHE_LINES: Final = 64
 """Lines of a way of the first-level cache, which has so many:"""

@@ -15,8 +15,8 @@ from ir.ops.structure import Input
 def update_in_place(graph: Graph, calls: Sequence[KernelCall]) -> list[KernelCall]:
     """Return calls of which those that update an input for the caller write over it.
 
-    The caller gives memory that may be written. An input that a later call reads, or that is an output itself, is
-    copied.
+    The caller gives memory that may be written. An input that a later call reads, or the same call once more, or that
+    is an output itself, is copied.
     """
     alias = aliases(graph, calls)
     returned = {alias.get(value, value) for _, value in graph.outputs}
@@ -31,8 +31,10 @@ def update_in_place(graph: Graph, calls: Sequence[KernelCall]) -> list[KernelCal
         kernel = UpdateKernel.of(call.kernel)
         base = call.operands[kernel.writes_over] if kernel else None
         home = alias.get(base, base) if isinstance(base, Value) else None
-        fits = home is not None and isinstance(graph.node(home.node).op, Input) and call.results[0] in returned
-        if kernel and home and fits and home not in returned and last[home] == position:
-            call = replace(call, kernel=kernel)
+        if kernel and home and isinstance(graph.node(home.node).op, Input):
+            reads = [alias.get(operand, operand) for operand in call.operands if isinstance(operand, Value)].count(home)
+            given_up = home not in returned and last[home] == position and reads == 1
+            if given_up and call.results[0] in returned:
+                call = replace(call, kernel=kernel)
         changed.append(call)
     return changed

@@ -11,11 +11,14 @@ import pytest
 
 import nas
 from codegen import lower, runtime, targets
-from codegen.kernels.fused import UpdateKernel
+from codegen.kernels.fused import FusedKernel, UpdateKernel
 from codegen.selection.in_place import update_in_place
 from codegen.selection.select import select
+from codegen.selection.state import KernelCall
 from ir.builder import Builder, Tensor
 from ir.graph import Graph
+from ir.ops.indexing import DynamicUpdate
+from ir.ops.shape import Slice
 from searchspaces.architecture import Architecture, ComponentConfig, LayerConfig, ModelConfig, StageConfig
 from tests.codegen.building import run_graph
 
@@ -64,6 +67,26 @@ def test_cache_that_is_needed_later_is_copied(tmp_path: Path) -> None:
     assert updates(lambda _b, cache, after: [after, cache], tmp_path) == 0
     assert updates(lambda b, cache, after: [after, b.matmul(b.softmax(after), b.transpose(cache, 0, 2, 1))]) == 0
     assert updates(lambda b, _cache, after: [b.softmax(after)]) == 0
+
+
+def test_cache_that_the_same_kernel_reads_in_another_shape_is_copied() -> None:
+    """Writing rows in place would change what the kernel reads as other rows."""
+
+    def write(b: Builder, cache: Tensor, turned: Tensor) -> Graph:
+        rows = b.reshape(b.slice(turned, 0, 0, 1), 2, 1, WIDTH)
+        return b.build(y=b.dynamic_update(cache, rows, b.input("position", (), "int32"), axis=1))
+
+    b = Builder()
+    cache = b.input("cache", (2, ROWS, WIDTH))
+    graph = write(b, cache, b.reshape(cache, ROWS, 2, WIDTH))
+    inside = Builder()
+    kernel = FusedKernel(write(inside, inside.input("x0", (2, ROWS, WIDTH)), inside.input("x1", (ROWS, 2, WIDTH))))
+    nodes = {type(node.op): node for node in graph.nodes}
+    update, position = nodes[DynamicUpdate], graph.inputs["position"].results[0]
+    turned = graph.node(nodes[Slice].operands[0].node).results[0]
+    call = KernelCall(kernel, (update.operands[0], turned, position), update.results, (nodes[Slice].id, update.id))
+    (kept,) = update_in_place(graph, [call])
+    assert kept is call
 
 
 def test_update_of_what_a_kernel_made_is_copied() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,11 +23,26 @@ def test_rounds_give_everyone_turns_in_rotating_order(monkeypatch: pytest.Monkey
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_rounds_a_slow_function_sits_out_once_its_share_is_used():
-    """It gets the fewest rounds, and what is quick gets all of them."""
-    times = rounds.run_rounds({"slow": lambda: time.sleep(0.12), "quick": lambda: None}, 0.2, rounds=9, fewest=2)
-    assert len(times["slow"]) == 2
-    assert 2 < len(times["quick"]) <= 9
+def test_rounds_a_slow_function_sits_out_once_its_share_is_used(monkeypatch: pytest.MonkeyPatch):
+    """It gets the fewest rounds, and what is quick gets those that its own share is enough for."""
+    now = 0.0
+
+    def work(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def timed(call: Callable[[], object], calls: int = 1) -> float:
+        start = now
+        for _ in range(calls):
+            call()
+        return (now - start) / calls
+
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(rounds, "time_call", timed)
+    monkeypatch.setattr(rounds, "rest", lambda: None)
+    times = rounds.run_rounds({"slow": lambda: work(0.125), "quick": lambda: work(0.0078125)}, 0.25, rounds=9, fewest=2)
+    assert times["slow"] == [0.125] * 2
+    assert times["quick"] == [0.0078125] * 4  # 2 calls to warm up and 3 that count are 0.039 s of its 0.125 s
 
 
 def test_rounds_figures_pair_rounds():

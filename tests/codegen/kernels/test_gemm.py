@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from codegen.kernels import emit
 from codegen.kernels.base import AVX2, AVX512, NEON, SSE, Isa, View
 from codegen.kernels.batch_gemm import BatchGemmKernel
-from codegen.kernels.emit import ELEMENT_BYTES, LINE_BYTES, Stream
+from codegen.kernels.emit import ELEMENT_BYTES, LINE_BYTES, BlockPrefetch
 from codegen.kernels.gemm import GemmKernel
 from codegen.kernels.vector_math import ACTIVATIONS
 from tests.codegen.kernels import checking
@@ -145,10 +145,10 @@ def test_tiles_of_a_panel_fetch_the_whole_next_one(rows: int, vectors: int, tile
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(emit, "prefetch", prefetch)
         for tile, row in itertools.product(range(tiles), range(rows)):
-            Stream(buffer, tiles).fetch_next(tile, 1, row)  # pyright: ignore[reportArgumentType]
+            BlockPrefetch(buffer, tiles).fetch_next(tile, 1, row)  # pyright: ignore[reportArgumentType]
     assert fetched >= set(range(2 * rows * width // LINE, (3 * rows * width - 1) // LINE))
 
 
 def test_panel_with_one_tile_is_left_to_the_processor() -> None:
     """What is read once from end to end is seen coming."""
-    Stream(SimpleNamespace(shape=(3, 4, 16)), 1).fetch_next(0, 1, 2)  # pyright: ignore[reportArgumentType]  # writes nothing
+    BlockPrefetch(SimpleNamespace(shape=(3, 4, 16)), 1).fetch_next(0, 1, 2)  # pyright: ignore[reportArgumentType]  # writes nothing
