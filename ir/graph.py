@@ -64,7 +64,7 @@ class Graph:
         GraphError: An operand is unknown or comes later, an id or a name is repeated, or there is no output.
     """
 
-    __slots__ = ("__dict__", "_dag", "name", "nodes", "outputs")
+    __slots__ = ("__dict__", "__weakref__", "_dag", "name", "nodes", "outputs")
 
     def __init__(self, nodes: Iterable[Node], outputs: Iterable[tuple[str, Value]], *, name: str = "main") -> None:
         self.nodes: tuple[Node, ...] = tuple(nodes)

@@ -12,6 +12,7 @@ results, adding nodes as it likes through the rewriter, or None to leave the nod
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -78,9 +79,10 @@ class Rewriter:
             replacement = rule(self, node)
             if replacement is not None:
                 return self._checked(node, replacement, rule)
-        placed = Node(len(self._nodes), node.op, node.operands, node.types, node.scope)
-        self._nodes.append(placed)
-        return placed.results
+        if node.id != len(self._nodes):
+            node = Node(len(self._nodes), node.op, node.operands, node.types, node.scope)
+        self._nodes.append(node)
+        return node.results
 
     def _checked(self, node: Node, replacement: Value | Sequence[Value], rule: Rule) -> Sequence[Value]:
         values = (replacement,) if isinstance(replacement, Value) else tuple(replacement)
@@ -95,21 +97,31 @@ class Rewriter:
             )
         return values
 
+    def holds(self, graph: Graph) -> bool:
+        """Whether the nodes made are those of a graph, and in their places."""
+        return len(self._nodes) == len(graph.nodes) and all(map(operator.is_, self._nodes, graph.nodes))
+
     def finish(self, outputs: Sequence[tuple[str, Value]], name: str) -> Graph:
         """The new graph without dead nodes, densely numbered; inputs stay, being part of the signature."""
         return keep_live(Graph(self._nodes, outputs, name=name))
 
 
 def rebuild(graph: Graph, visit: Visit, rules: Rules | None = None) -> Graph:
-    """Make a graph anew: `visit` gets each node with rewritten operands and returns the values of its results."""
+    """Make a graph anew: `visit` gets each node with rewritten operands and returns the values of its results.
+
+    Where all nodes stay as they are, so does the graph: it is returned itself.
+    """
     rewriter = Rewriter(rules or {})
     values: dict[Value, Value] = {}
     for node in graph.nodes:
         rewriter.scope = node.scope
         operands = tuple(values[operand] for operand in node.operands)
-        results = visit(rewriter, Node(node.id, node.op, operands, node.types, node.scope))
+        moved = operands != node.operands
+        results = visit(rewriter, Node(node.id, node.op, operands, node.types, node.scope) if moved else node)
         values.update(zip(node.results, results, strict=True))
-    return rewriter.finish([(name, values[value]) for name, value in graph.outputs], graph.name)
+    outputs = [(name, values[value]) for name, value in graph.outputs]
+    unchanged = outputs == list(graph.outputs) and rewriter.holds(graph)
+    return keep_live(graph) if unchanged else rewriter.finish(outputs, graph.name)
 
 
 def rewrite(graph: Graph, rules: Rules) -> Graph:

@@ -1,6 +1,7 @@
 """Worker processes: what goes wrong in one costs one request."""
 
 import ctypes
+import gc
 import math
 import os
 import signal
@@ -134,6 +135,11 @@ def test_worker_hang_is_killed(worker: Worker):
         worker.call(hang, timeout_s=0.2)
     assert not Path(f"/proc/{pid}").exists()
     assert worker.call(math.sqrt, 4.0, timeout_s=LONG_S) == 2.0
+
+
+def test_worker_collects_no_garbage_among_modules(worker: Worker):
+    """What was imported before the first request is in no collection, which would otherwise take long with TVM."""
+    assert worker.call(gc.get_freeze_count, timeout_s=LONG_S) > 0
 
 
 def test_worker_result_that_cannot_travel_fails_its_request(worker: Worker):

@@ -65,9 +65,11 @@ def test_verify_wants_operands_from_smaller_numbers():
 
 
 def test_verify_allows_components_when_told():
-    """Before expansion component nodes are in order."""
-    graph, _ = REFUSED["component"]
+    """Before expansion component nodes are in order, and that does not count for later."""
+    graph, message = REFUSED["component"]
     assert verify(graph, allow_components=True) is graph
+    with pytest.raises(GraphError, match=message):
+        verify(graph)
 
 
 STRUCTURE: dict[str, tuple[list[Node], list[tuple[str, Value]], str]] = {
