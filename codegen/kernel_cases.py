@@ -84,6 +84,11 @@ def _gemm(m: int, n: int, k: int) -> KernelCase:
     return KernelCase(f"{m}x{n}x{k}", GemmKernel(m, n, k), lambda torch, a, w: torch.mm(a, w))
 
 
+def _gemm_bfloat16(m: int, n: int, k: int) -> KernelCase:
+    """Operands rounded to bfloat16, a float32 result: torch has no such product."""
+    return KernelCase(f"{m}x{n}x{k}, bfloat16", GemmKernel(m, n, k, precision="bfloat16"))
+
+
 def _attention(heads: int, tokens: int, *, queries: int | None = None, causal: bool = False) -> KernelCase:
     size = 64
     q_len = queries or tokens
@@ -214,6 +219,7 @@ def make_cases() -> tuple[KernelCase, ...]:
     return (
         *(_gemm(*shape) for shape in ((128, 3072, 768), (128, 768, 3072), (512, 2304, 768), (197, 576, 192))),
         *(_gemm(*shape) for shape in ((1, 1536, 512), (1, 512, 1365))),
+        *(_gemm_bfloat16(*shape) for shape in ((128, 3072, 768), (512, 2304, 768))),
         KernelCase("12x 128x128x64", BatchGemmKernel(12, 128, 128, 64), lambda torch, a, b: torch.bmm(a, b)),
         KernelCase("12x 128x64x128", BatchGemmKernel(12, 128, 64, 128), lambda torch, a, b: torch.bmm(a, b)),
         *(_attention(12, tokens) for tokens in (128, 512)),
