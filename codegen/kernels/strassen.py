@@ -87,17 +87,17 @@ def packed_shape(panels: int, k: int, width: int) -> tuple[int, int, int, int]:
 
 
 def pack(panels_PKW: Array) -> Array:
-    """Sum the quadrants of a weight cut into panels `[P, K, W]`, in float64 until the sums are rounded."""
+    """Sum the quadrants of a weight cut into panels `[P, K, W]`; a sum has two terms at most, so it rounds once."""
     panels, k, width = panels_PKW.shape
     pairs, products, half, _ = packed_shape(panels, k, width)
-    padded = np.zeros((2 * pairs, 2 * half, width))
+    padded = np.zeros((2 * pairs, 2 * half, width), np.float32)
     padded[:panels, :k] = panels_PKW
     quadrants = padded.reshape(pairs, 2, 2, half, width)  # pair, panel of the pair, half of K, K, W
-    packed = np.zeros((pairs, products, half, width))
+    packed = np.empty((pairs, products, half, width), np.float32)
     for number, product in enumerate(PRODUCTS):
-        for row, column, sign in product.weight:
-            packed[:, number] += sign * quadrants[:, column, row]
-    return packed.astype(np.float32)
+        first, *others = (sign * quadrants[:, column, row] for row, column, sign in product.weight)
+        packed[:, number] = sum(others, first)
+    return packed
 
 
 Finish = Callable[[list[Expr], Index, Index, int], None]
