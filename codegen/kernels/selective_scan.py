@@ -182,6 +182,7 @@ class _SelectiveWriter:
             self.column = bind(unit % groups * lanes)
             self.head = bind(unit // groups % kernel.heads)
             self.batch = bind(unit // (groups * kernel.heads))
+            self.channel = bind(self.head * kernel.channels + self.column)  # among those of all heads
             self.live: Index | None = bind(kernel.channels - self.column) if kernel.channels % lanes else None
             self.rates: Buffer | None = None
             if kernel.t == 1:  # decoding: straight from one state operand to the other
@@ -201,12 +202,11 @@ class _SelectiveWriter:
     def _fetch(self, row: Expr) -> None:
         """Fetch the unit's channels of a later row: rows lie pages apart, so the processor does not see them coming."""
         _, _, x_view, dt_view, z_view = self.kernel.views
-        column = self.head * self.kernel.channels + self.column
-        prefetch(self.x, row, x_view.offset + column)
-        prefetch(self.dt, row, dt_view.offset + column)
+        prefetch(self.x, row, x_view.offset + self.channel)
+        prefetch(self.dt, row, dt_view.offset + self.channel)
         if self.z is not None:
-            prefetch(self.z, row, z_view.offset + column)
-        prefetch(self.out, row, column)
+            prefetch(self.z, row, z_view.offset + self.channel)
+        prefetch(self.out, row, self.channel)
 
     def _first(self, n: Index) -> Expr:
         """Return the initial state."""
@@ -226,8 +226,7 @@ class _SelectiveWriter:
 
     def _channels(self, buffer: Buffer, row: Expr, view: View) -> Expr:
         """Load the unit's channels of one row."""
-        column = view.offset + self.head * self.kernel.channels + self.column
-        return bind(self.vec.load(buffer, row, column, live=self.live))
+        return bind(self.vec.load(buffer, row, view.offset + self.channel, live=self.live))
 
     def _step(self, row: Expr) -> None:
         """Advance the unit's channels by one step."""
@@ -260,9 +259,8 @@ class _SelectiveWriter:
         for n in range(kernel.state - rest, kernel.state):
             advance(n)
         result = total.get() if kernel.scale == 1.0 else total.get() * vec.splat(kernel.scale)
-        column = self.head * kernel.channels + self.column
         if self.skip is not None:
-            result = result + vec.load(self.skip, column, live=self.live) * x
+            result = result + vec.load(self.skip, self.channel, live=self.live) * x
         if self.z is not None and kernel.gate:
             result = result * ACTIVATIONS[kernel.gate](self._channels(self.z, row, z_view))
-        vec.store(self.out, result, row, column, live=self.live)
+        vec.store(self.out, result, row, self.channel, live=self.live)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.kernels.base import View
+from codegen.kernels.base import AVX2, View
 from codegen.kernels.recurrence import OuterScanKernel
 from codegen.kernels.selective_scan import SelectiveScanKernel
 from ir.ops.recurrence import OuterScan
@@ -144,3 +144,11 @@ def test_scan_means_what_the_graph_op_means(decay: Any) -> None:
     expected_out, expected_state = kernel.reference(*inputs)
     np.testing.assert_allclose(expected_out.reshape(out.shape), out, atol=1e-10)
     np.testing.assert_allclose(expected_state, state, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "streams"), [("plain", 3), ("everything", 4), ("step", 0)])
+def test_selective_scan_fetches_each_of_its_streams_ahead(name: str, streams: int) -> None:
+    """Rows of x, dt, z and the result; a single step has none to come."""
+    kernel = SELECTIVE[name]
+    text = kernel.build(AVX2, kernel.knobs(AVX2)).script()
+    assert text.count("prefetch") == streams
