@@ -80,6 +80,7 @@ __all__ = [
     "recorded_kernels",
     "relax",
     "te",
+    "tensor_function",
     "tir_builder",
     "tirx",
     "topi",
@@ -128,6 +129,8 @@ class DeviceKernel:
     shared_bytes: int
 
 
+_DATA: Final = 1  # TVM's number of a tensor's field
+_FAILURE: Final = "a kernel found no memory, or its threads could not be started"
 _RECORDS: Final[list[list[DeviceKernel]]] = []
 
 
@@ -151,14 +154,40 @@ def compile_functions(functions: dict[str, PrimFunc], target: Any) -> Any:
     """Compile bare TIR functions into one library; each is called by its name with its operands.
 
     Args:
-        functions: Function by symbol.
+        functions: Function by symbol. Generated kernels take their tensors unchecked.
         target: What the library runs on.
 
     Returns:
         An executable: `executable[name](*tensors)` runs one function.
     """
-    named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
+    named: dict[str, PrimFunc] = {}
+    for name, function in functions.items():
+        if KERNEL_ATTRIBUTE not in function.attrs:
+            named[name] = function.with_attr("global_symbol", name)
+            continue
+        symbol = f"{name}_code"
+        named[symbol] = function.with_attrs({"global_symbol": symbol, INTERNAL_ATTRIBUTE: True})
+        with tensor_function(len(function.params)) as (builder, pointers):
+            call_internal(symbol, pointers)
+        named[name] = builder.get().with_attr("global_symbol", name)
     return tvm.compile(IRModule(named), target, tir_pipeline=TIR_PIPELINE)
+
+
+@contextmanager
+def tensor_function(count: int) -> Iterator[tuple[Any, list[Any]]]:
+    """Write the body of a function of tensors that takes them as they are: compiling checks would take longest.
+
+    Args:
+        count: Tensors.
+
+    Yields:
+        The builder, whose `get()` is the function afterwards, and the memory of each tensor.
+    """
+    with IRBuilder() as builder, tir_builder.prim_func(private=True):
+        tir_builder.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, KERNEL_ATTRIBUTE: True})
+        tensors = [tir_builder.arg(f"x{number}", tir_builder.handle()) for number in range(count)]
+        fields = (tirx.tvm_struct_get(tensor, 0, _DATA, "handle") for tensor in tensors)
+        yield builder, [tir_builder.Bind(field) for field in fields]
 
 
 def flatten_kernels(kernels: Mapping[str, PrimFunc], target: dict[str, Any]) -> dict[str, PrimFunc]:
@@ -179,9 +208,10 @@ def write_object(functions: Mapping[str, PrimFunc], target: dict[str, Any], path
     tvm.get_global_func("target.build.llvm")(finalize_host()(IRModule(named)), here).write_to_file(str(path), "o")
 
 
-def call_internal(symbol: str, pointers: Sequence[Any]) -> Any:
-    """Call an internal kernel on the memory of its buffers; the result is 0 where all went well."""
-    return tirx.call_extern("int32", symbol, *pointers)
+def call_internal(symbol: str, pointers: Sequence[Any]) -> None:
+    """Write a call of an internal kernel on the memory of its buffers, and the end of the function where it fails."""
+    with tir_builder.Assert(tirx.call_extern("int32", symbol, *pointers) == 0, _FAILURE):
+        pass
 
 
 def with_pointers(kernel: PrimFunc, body: Any, more: Sequence[Any] = (), ret_type: Any = None) -> PrimFunc:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from codegen._tvm import INTERNAL_ATTRIBUTE, KERNEL_ATTRIBUTE, IRBuilder, PrimFunc, call_internal, relax, tirx
+from codegen._tvm import INTERNAL_ATTRIBUTE, PrimFunc, call_internal, relax, tensor_function, tirx
 from codegen._tvm import tir_builder as T
 from codegen.kernels.base import storage_dtype
 from codegen.memory import plan_memory
@@ -19,11 +19,9 @@ from codegen.selection.select import aliases
 from codegen.selection.state import KernelCall, Static, Table
 from ir.graph import Graph, Value
 
-_DATA: Final = 1  # TVM's number of a tensor's field
 _OPAQUE: Final = "getpagesize"
 """A function of the C library that LLVM cannot look into. Where it puts small kernels into their caller, it would
 otherwise take TVM's marks of buffers to say that one kernel reads nothing that another has written, and swap them."""
-_FAILURE: Final = "a kernel found no memory, or its threads could not be started"
 
 _Operand = tuple[str, Value | str]
 """A tensor that the function takes: what it is (an input, a weight, made for the caller, or all the memory between
@@ -144,25 +142,16 @@ class _Function:
         self.results = [places[alias.get(value, value)].operand for _, value in graph.outputs]
 
     def prim_func(self, symbols: Sequence[str]) -> PrimFunc:
-        """Write the function that calls kernels by their symbols.
-
-        It takes tensors as they are: the virtual machine has checked them, and what checks them here would take most of
-        the time to compile.
-        """
-        with IRBuilder() as builder, T.prim_func(private=True):
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, KERNEL_ATTRIBUTE: True})
-            memory = {
-                key: T.Bind(tirx.tvm_struct_get(T.arg(f"x{number}", T.handle()), 0, _DATA, "handle"))
-                for number, key in enumerate(self.operands)
-            }
+        """Write the function that calls kernels by their symbols; the virtual machine has checked its tensors."""
+        with tensor_function(len(self.operands)) as (builder, pointers):
+            memory = dict(zip(self.operands, pointers, strict=True))
             for symbol, places in zip(symbols, self._calls, strict=True):
-                pointers = [
+                taken = [
                     tirx.handle_add_byte_offset(memory[_MEMORY], tirx.const(place.start, "int64"))
                     if place.operand == _MEMORY
                     else memory[place.operand]
                     for place in places
                 ]
-                with T.Assert(call_internal(symbol, pointers) == 0, _FAILURE):
-                    pass
+                call_internal(symbol, taken)
                 T.evaluate(tirx.call_extern("int32", _OPAQUE))
         return builder.get()

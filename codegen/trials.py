@@ -28,7 +28,7 @@ STORED_TOLERANCE: Final = 2.0**-8  # of what is stored as bfloat16: half a place
 ROUNDS: Final = 7  # of a comparison
 
 _WARM_UP_S: Final = 0.005  # TVM's threads sleep at first
-_SAMPLE_S: Final = 0.03
+_SAMPLE_S: Final = 0.015  # finds who may be chosen; turns decide
 _FEWEST_SAMPLES: Final = 5
 _ENOUGH_OF_SLOW: Final = 3
 _CLEARLY_SLOWER: Final = 1.3  # far beyond the noise of three samples

@@ -326,8 +326,10 @@ def _die_with_parent(lifeline_fd: int) -> None:
 
 
 def _prepare(preload: Sequence[str], without: Sequence[str]) -> None:
+    gc.disable()  # modules stay: a collection that walks through TVM and torch takes a fifth of a second
     for module in without:
         sys.modules[module] = None  # pyright: ignore[reportArgumentType]  # how Python itself marks a module as absent
     for module in preload:
         importlib.import_module(module)
-    gc.freeze()  # modules stay: a collection that walks through TVM and torch takes a fifth of a second
+    gc.freeze()
+    gc.enable()
