@@ -20,7 +20,7 @@ PYTHON_CANDIDATES := python3.11 python3.12 python3.13 python3.10 python3
 
 DEMO_OUT ?= runs/demo
 DEMO_FLAGS ?= --trials 24 --steps 120 --population 8 --seed 0
-TEST_FLAGS ?= -n 2 --dist loadfile
+TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # Pyright runs from its wheel, with node from a wheel; without this it would ask a registry for news.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1

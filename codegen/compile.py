@@ -17,6 +17,7 @@ import numpy as np
 from codegen import artifact, build, lower
 from codegen.artifact import Artifact, Function
 from codegen.build import BuiltFunction, BuiltModel
+from codegen.code_workers import worker_for
 from codegen.container import TensorSpec
 from codegen.cross import why_not_run
 from codegen.gpu import build as device
@@ -53,7 +54,6 @@ FOREIGN_TIMEOUT_S: Final = TIMEOUT_S + RUN_TIMEOUT_S
 POSITION: Final = "position"
 """Input of a function that streams: the number of tokens before these."""
 _STREAM_CALLS: Final = 4  # the self-test of a function that streams is its fourth call
-_WORKERS: Final[dict[int, Worker]] = {}
 CUDA: Final = "cuda"
 
 
@@ -341,13 +341,6 @@ def require_expanded(graph: Graph) -> None:
     for node in graph.nodes:
         if isinstance(node.op, Component):
             raise CompileError("a component node is left", where=node.path, hint="run expand_components first")
-
-
-def worker_for(threads: int) -> Worker:
-    """Return this process's worker that generates code for a number of threads."""
-    if threads not in _WORKERS:
-        _WORKERS[threads] = pinned_worker(threads, preload=("codegen.build",))
-    return _WORKERS[threads]
 
 
 @functools.cache

@@ -28,6 +28,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from threading import Lock
 from types import TracebackType
 from typing import IO, Any
 
@@ -67,6 +68,7 @@ class Worker:
         self._preload = tuple(preload)
         self._without = tuple(without)
         self._live: _Process | None = None
+        self._starting = Lock()
 
     @property
     def pid(self) -> int | None:
@@ -74,11 +76,15 @@ class Worker:
         return self._live.popen.pid if self._live else None
 
     def start(self) -> None:
-        """Start the process and import the preloaded modules; nothing happens when it runs already."""
-        if self._live is not None:
-            return
-        self._live = _Process(self._cpus, self._environment)
-        self._exchange((_prepare, (self._preload, self._without)), "the start of a worker", _START_TIMEOUT_S)
+        """Start the process and import the preloaded modules; nothing happens when it runs already.
+
+        A thread that calls this while another one does waits until the process is ready.
+        """
+        with self._starting:
+            if self._live is not None:
+                return
+            self._live = _Process(self._cpus, self._environment)
+            self._exchange((_prepare, (self._preload, self._without)), "the start of a worker", _START_TIMEOUT_S)
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
         """Run `function(*arguments)` in the process and return its result.

@@ -64,40 +64,44 @@ class Graph:
         GraphError: An operand is unknown or comes later, an id or a name is repeated, or there is no output.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_dag", "name", "nodes", "outputs")
+    __slots__ = ("__dict__", "__weakref__", "_numbered", "name", "nodes", "outputs")
 
     def __init__(self, nodes: Iterable[Node], outputs: Iterable[tuple[str, Value]], *, name: str = "main") -> None:
         self.nodes: tuple[Node, ...] = tuple(nodes)
         self.outputs: tuple[tuple[str, Value], ...] = tuple(outputs)
         self.name = name
-        self._dag: nx.DiGraph[int] = nx.DiGraph()
+        self._numbered: dict[int, Node] = {}
         self._connect()
 
     def _connect(self) -> None:
         for node in self.nodes:
-            if node.id in self._dag:
+            if node.id in self._numbered:
                 raise GraphError("a node number is used twice", where=node.path)
             for operand in node.operands:
-                self._require_value(operand, node.path)
-            self._dag.add_node(node.id, node=node)
-            self._dag.add_edges_from((operand.node, node.id) for operand in node.operands)
+                if not self._has(operand):
+                    raise self._unknown(operand, node.path)
+            self._numbered[node.id] = node
         if not self.outputs:
             raise GraphError("a graph needs at least one output", where=self.name)
         for name, value in self.outputs:
-            self._require_value(value, f"output {name}")
+            if not self._has(value):
+                raise self._unknown(value, f"output {name}")
         _require_distinct([name for name, _ in self.outputs], "output")
         _require_distinct([node.op.label for node in self.nodes if isinstance(node.op, Input)], "input")
         _require_distinct([node.op.label for node in self.nodes if isinstance(node.op, Parameter)], "parameter")
 
-    def _require_value(self, value: Value, where: str) -> None:
-        if value.node not in self._dag:
-            raise GraphError("operand is not an earlier node", where=where, found=f"%{value.node}")
-        if not 0 <= value.index < len(self.node(value.node).types):
-            raise GraphError("no such result", where=where, found=f"%{value.node}.{value.index}")
+    def _has(self, value: Value) -> bool:
+        made = self._numbered.get(value.node)
+        return made is not None and 0 <= value.index < len(made.types)
+
+    def _unknown(self, value: Value, where: str) -> GraphError:
+        if value.node in self._numbered:
+            return GraphError("no such result", where=where, found=f"%{value.node}.{value.index}")
+        return GraphError("operand is not an earlier node", where=where, found=f"%{value.node}")
 
     def node(self, number: int) -> Node:
         """The node of a number."""
-        return self._dag.nodes[number]["node"]
+        return self._numbered[number]
 
     def type_of(self, value: Value) -> TensorType:
         """Type of a value."""
@@ -140,7 +144,11 @@ class Graph:
 
     def to_networkx(self) -> nx.DiGraph[int]:
         """A copy of the node graph: numbers as nodes, `node` as their attribute."""
-        return self._dag.copy()
+        made: nx.DiGraph[int] = nx.DiGraph()
+        for node in self.nodes:
+            made.add_node(node.id, node=node)
+            made.add_edges_from((operand.node, node.id) for operand in node.operands)
+        return made
 
     def __len__(self) -> int:
         return len(self.nodes)

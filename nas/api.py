@@ -88,12 +88,16 @@ def compile(
     sizes = {"batch": _sizes(batch), "seq_len": _sizes(seq_len)}
     shape = {name: min(those) for name, those in sizes.items() if those}
     graph, own_weights, metadata = _prepare(model, task, shape, weights is None)
-    sources = _sources(model, task, graph, sizes, step=step, prefill=prefill)
+    from codegen.code_workers import start_beside
+
+    start_beside(target, threads)
+    from codegen.compile import compile_functions
+
     resolved = resolve_target(target, threads)
     if not strassen:
         resolved = resolved.without_strassen()
-    from codegen.compile import compile_functions
 
+    sources = _sources(model, task, graph, sizes, step=step, prefill=prefill)
     return compile_functions(
         sources,
         _weights(graph, own_weights if weights is None else weights, seed),

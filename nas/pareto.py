@@ -28,22 +28,16 @@ def non_dominated(losses: Losses) -> NDArray[np.bool_]:
     Returns:
         One claim per row.
     """
-    count = len(losses)
-    kept = np.zeros(count, dtype=bool)
-    if count == 0:
-        return kept
-    # In lexicographic order a row can only be dominated by one before it, and by one that is itself kept.
-    order = np.lexsort(losses.T[::-1])
-    front = np.empty_like(losses)
-    size = 0
-    for row in order:
-        candidate = losses[row]
-        no_worse = np.all(front[:size] <= candidate, axis=1)
-        if np.any(no_worse & np.any(front[:size] < candidate, axis=1)):
-            continue
-        kept[row] = True
-        front[size] = candidate
-        size += 1
+    kept = np.zeros(len(losses), dtype=bool)
+    # In lexicographic order nothing dominates the first row: it stays, and takes all that it dominates away.
+    left = np.lexsort(losses.T[::-1])
+    while left.size:
+        rows = losses[left]
+        beaten = np.all(rows >= rows[0], axis=1)
+        beaten[0] = True  # one that is not a number is not even equal to itself
+        kept[left[beaten & np.all(rows == rows[0], axis=1)]] = True
+        kept[left[0]] = True
+        left = left[~beaten]
     return kept
 
 

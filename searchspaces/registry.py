@@ -42,7 +42,7 @@ class Entry:
 
 
 class Registry:
-    """The components under one package, and those of installed entry points.
+    """The components under one package, and those of installed entry points; folders are listed once.
 
     Args:
         folder: Folder with one subfolder for each kind.
@@ -56,6 +56,7 @@ class Registry:
         self._folder = folder
         self._package = package
         self._entry_points = entry_points
+        self._listed: dict[str, dict[str, Path]] = {}
         self._loaded: dict[tuple[str, str], type[Component]] = {}
         self._aliases: dict[str, dict[str, Entry]] = {}
 
@@ -107,8 +108,10 @@ class Registry:
         return self.lookup(kind, name).component
 
     def _files(self, kind: str) -> dict[str, Path]:
-        folder = self._folder / FOLDERS[kind]
-        return {path.stem: path for path in folder.glob("*.py") if not path.stem.startswith("_")}
+        if kind not in self._listed:
+            paths = (self._folder / FOLDERS[kind]).glob("*.py")
+            self._listed[kind] = {path.stem: path for path in paths if not path.stem.startswith("_")}
+        return self._listed[kind]
 
     def _external(self, kind: str) -> dict[str, importlib.metadata.EntryPoint]:
         points = self._entry_points

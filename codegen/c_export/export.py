@@ -16,7 +16,8 @@ from codegen import artifact, machine, toolchain
 from codegen.c_export import example, sources
 from codegen.c_export.program import Program, make_program
 from codegen.c_export.signature import POSITION, Signature, identifier, signature_of
-from codegen.compile import TIMEOUT_S, require_expanded, worker_for
+from codegen.code_workers import worker_for
+from codegen.compile import TIMEOUT_S, require_expanded
 from codegen.container import TOLERANCES, relative_error
 from codegen.inputs import sample_inputs
 from codegen.kernels.base import Array

@@ -102,8 +102,11 @@ class Latency(Objective):
             CompileError: It cannot be compiled.
             VerificationError: The compiled model disagrees with its reference.
         """
-        from codegen.compile import compile_graph
+        from codegen.code_workers import start_beside
         from ir.initializers import initialize
+
+        start_beside(context.target, context.threads)
+        from codegen.compile import compile_graph
 
         graph = context.graph(self.name, batch=self.batch, seq_len=self.seq_len)
         context.report("compiling")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from codegen import lower, targets
 from codegen.cache import LibraryCache
-from codegen.compile import compile_graph, worker_for
+from codegen.code_workers import worker_for
+from codegen.compile import compile_graph
 from codegen.inputs import sample_inputs
 from codegen.packing import PackedWeights
 from codegen.reference import torch_outputs

@@ -226,3 +226,10 @@ def test_channel_tells_of_a_peer_that_died_while_sending(channels: tuple[Channel
     assert far.poll(1.0)
     with pytest.raises(EOFError):
         far.receive()
+
+
+def test_worker_started_by_two_threads_is_one_process():
+    """The second waits until the process that the first one starts is ready."""
+    with Worker() as worker, ThreadPoolExecutor(2) as threads:
+        one, two = (threads.submit(lambda: (worker.start(), worker.pid)[1]) for _ in range(2))
+        assert one.result() == two.result() == worker.call(os.getpid, timeout_s=LONG_S)
