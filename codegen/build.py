@@ -26,6 +26,7 @@ from codegen.packing import Layouts, PackedWeights
 from codegen.targets.base import Target
 from codegen.tuning import TuningDatabase
 from ir.graph import Graph
+from ir.hashing import canonical_hash
 
 Parts: TypeAlias = Mapping[str, tuple[Lowered, PackedWeights]]
 """Functions as kernels, with their weights in the order in which they are passed."""
@@ -41,11 +42,13 @@ class BuiltFunction:
         weights: Names of the arrays that it takes after its inputs, in order.
         kernels: One record a kernel call, see `lower.describe`.
         memory: Bytes of weights and activations, see `MemoryPlan.describe`.
+        graph_hash: `canonical_hash` of what it computes.
     """
 
     weights: Sequence[str]
     kernels: Sequence[Mapping[str, Any]]
     memory: Mapping[str, int]
+    graph_hash: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def build(
     for name, (lowered, packed) in parts.items():
         names = weights.add_all(packed.arrays)
         memory = plan_memory(lowered.graph, lowered.calls).describe(weights.of(names))
-        functions[name] = BuiltFunction(tuple(names.values()), lower.describe(lowered), memory)
+        graph_hash = canonical_hash(graphs[name])
+        functions[name] = BuiltFunction(tuple(names.values()), lower.describe(lowered), memory, graph_hash)
     return BuiltModel(library, weights.arrays, functions)
 
 

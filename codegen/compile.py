@@ -37,7 +37,6 @@ from codegen.workers import RemoteError, Worker
 from ir.cost import STATE_PREFIX
 from ir.errors import CompileError, InputError, VerificationError, did_you_mean
 from ir.graph import Graph
-from ir.hashing import canonical_hash
 from ir.op import Array
 from ir.ops.contraction import PRECISIONS
 from ir.ops.structure import Component
@@ -148,7 +147,7 @@ def compile_functions(
     return Artifact(
         library=built.library,
         functions={
-            name: _function(source, built.functions[name], made.hashes[name], inputs[name], found[name], errors[name])
+            name: _function(source, built.functions[name], inputs[name], found[name], errors[name])
             for name, source in sources.items()
         },
         weights=built.weights,
@@ -191,12 +190,11 @@ def _tune(
 
 @dataclass(frozen=True)
 class _Made:
-    """What was built, its outputs where it was run, torch's outputs, and hashes of the graphs, by function."""
+    """What was built, its outputs where it was run, and torch's outputs, by function."""
 
     built: BuiltModel
     outputs: Mapping[str, Mapping[str, Array]] | None
     expected: Mapping[str, Mapping[str, Array]]
-    hashes: Mapping[str, str]
 
 
 def _uses_strassen(built: BuiltModel) -> bool:
@@ -244,7 +242,6 @@ def _build_beside_torch(
         reference = {
             name: beside.submit(torch_outputs_beside, graph, params, inputs[name]) for name, graph in graphs.items()
         }
-        hashes = {name: beside.submit(canonical_hash, graph) for name, graph in graphs.items()}
         try:
             built, outputs = _build(graphs, params, target, database, inputs)
         except RemoteError as error:
@@ -252,7 +249,7 @@ def _build_beside_torch(
                 one.result()  # parameters that do not fit fail here too, and with their names
             raise CompileError("code generation failed", found=error.found) from error
     expected = {name: one.result() for name, one in reference.items()}
-    return _Made(built, outputs, expected, {name: one.result() for name, one in hashes.items()})
+    return _Made(built, outputs, expected)
 
 
 def _build(
@@ -273,7 +270,6 @@ def _build(
 def _function(
     source: Source,
     built: BuiltFunction,
-    graph_hash: str,
     inputs: Mapping[str, Array],
     outputs: Mapping[str, Array],
     error: float | None,
@@ -293,7 +289,7 @@ def _function(
         ],
         weights=built.weights,
         graph_json=graph_to_json(graph),
-        graph_hash=graph_hash,
+        graph_hash=built.graph_hash,
         example_inputs=inputs,
         expected_outputs=outputs,
         role=source.role,

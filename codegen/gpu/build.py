@@ -25,6 +25,7 @@ from codegen.targets.base import Target as NasTarget
 from codegen.tuning import TuningDatabase
 from ir.errors import CompileError, TargetUnavailable
 from ir.graph import Graph
+from ir.hashing import canonical_hash
 
 SHARED: Final = "shared library"
 OBJECTS: Final = "tar of objects"
@@ -72,7 +73,8 @@ def build_and_run(
         names = store.add_all(packed.arrays)
         programs[name] = make_program(lowered, packed, names, code.kernels, target.gpu.kind) | {"host": code.form}
         memory = plan_memory(lowered.graph, lowered.calls).describe(store.of(names))
-        functions[name] = BuiltFunction(tuple(names.values()), _describe(lowered, code), memory)
+        graph_hash = canonical_hash(graphs[name])
+        functions[name] = BuiltFunction(tuple(names.values()), _describe(lowered, code), memory, graph_hash)
     source = SOURCES[target.gpu.kind]
     extras = {member(name): json.dumps(program, indent=1).encode() for name, program in programs.items()}
     built = BuiltModel(code.library, store.arrays, functions, {source: code.source.encode(), **extras})
