@@ -96,11 +96,11 @@ def lower(graph: Graph, target: NasTarget, database: TuningDatabase | None = Non
     return Lowered(graph, calls, knobs, frozenset(tuned))
 
 
-def in_place(lowered: Lowered, target: NasTarget) -> Lowered:
-    """Let processors extend the caches that a function is given, see `codegen.selection.in_place`."""
+def in_place(lowered: Lowered, target: NasTarget, successors: Mapping[str, str] | None = None) -> Lowered:
+    """Let processors extend the caches that a function is given, see `update_in_place`."""
     if target.gpu is not None:
         return lowered
-    calls = update_in_place(lowered.graph, lowered.calls)
+    calls = update_in_place(lowered.graph, lowered.calls, successors)
     new = {call.kernel.key: call.kernel for call in calls if call.kernel.key not in lowered.knobs}
     knobs = {**lowered.knobs, **{key: _rule(kernel, target) for key, kernel in new.items()}}
     return replace(lowered, calls=calls, knobs=knobs)

@@ -15,7 +15,7 @@ import numpy as np
 from codegen import artifact, machine, toolchain
 from codegen.c_export import example, sources
 from codegen.c_export.program import Program, make_program
-from codegen.c_export.signature import POSITION, Signature, identifier, signature_of
+from codegen.c_export.signature import POSITION, STEP, Signature, identifier, signature_of
 from codegen.code_workers import worker_for
 from codegen.compile import TIMEOUT_S, require_expanded
 from codegen.container import TOLERANCES, relative_error
@@ -36,7 +36,7 @@ MANIFEST: Final = "model.json"
 STEPS: Final = 4
 """Steps of the example of a recurrent model."""
 
-_FUNCTIONS: Final = ("forward", "step")
+_FUNCTIONS: Final = ("forward", STEP)
 _NEW: Final = "new"
 
 
@@ -101,12 +101,16 @@ def export(
     folder = Path(folder)
     _check(graphs, target, folder)
     target = target.single_threaded().without_strassen()
+    prefix = identifier(name or folder.absolute().name)
+    for function, graph in graphs.items():
+        signature_of(function, graph)  # refused before the work
+    program = _generate(graphs, params, target, tuning_root, prefix)
     model = _Model(
-        prefix=identifier(name or folder.absolute().name),
+        prefix=prefix,
         target=target,
         graphs=graphs,
-        signatures=[signature_of(function, graph) for function, graph in graphs.items()],
-        program=_generate(graphs, params, target, tuning_root, identifier(name or folder.absolute().name)),
+        signatures=[signature_of(made.name, graphs[made.name], made.kept) for made in program.functions],
+        program=program,
         tolerance=max(TOLERANCES[precision_of(graph)] for graph in graphs.values()),
     )
     examples = {signature.name: _example(signature, graphs[signature.name], params) for signature in model.signatures}

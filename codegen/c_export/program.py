@@ -14,6 +14,7 @@ import numpy as np
 
 from codegen import lower
 from codegen.c_export.plain import compile_kernels
+from codegen.c_export.signature import STEP
 from codegen.kernels.base import Array, storage_dtype
 from codegen.memory import aligned, plan_memory
 from codegen.packing import Layouts, PackedWeights
@@ -21,6 +22,7 @@ from codegen.selection.select import aliases
 from codegen.selection.state import KernelCall, Static, Table
 from codegen.targets.base import Target
 from codegen.tuning import TuningDatabase
+from ir.cost import STATE_PREFIX
 from ir.graph import Graph, Value
 
 
@@ -54,6 +56,7 @@ class Function:
         calls: Kernels in order.
         copies: Outputs that no kernel writes: destination, source, bytes.
         memory_bytes: Memory of all that lives between kernels.
+        kept: Parts of the state that kernels extend where they lie.
         kernels: What serves which node, see `lower.describe`.
     """
 
@@ -61,6 +64,7 @@ class Function:
     calls: tuple[Call, ...]
     copies: tuple[tuple[Place, Place, int], ...]
     memory_bytes: int
+    kept: frozenset[str]
     kernels: Sequence[Mapping[str, Any]]
 
 
@@ -125,7 +129,8 @@ class _Writer:
 
     def function(self, name: str, lowered: lower.Lowered, graph: Graph) -> Function:
         """Lay out one function, its weights as those of the functions before it where a kernel can read them so."""
-        lowered = self._layouts.fit(lowered)
+        state = {key: key for key, _ in graph.outputs if name == STEP and key.startswith(STATE_PREFIX)}
+        lowered = self._layouts.fit(lower.in_place(lowered, self._target, state))
         packed = PackedWeights(lowered, self._params, self._target)
         places = _Places(lowered, graph)
         calls: list[Call] = []
@@ -139,7 +144,8 @@ class _Writer:
             results = [places.make(value) for value in call.results]
             calls.append(Call(self._symbol(call, lowered), (*operands, *results)))
         self._layouts.remember(lowered, packed)
-        return Function(name, tuple(calls), tuple(places.copies()), places.memory_bytes, lower.describe(lowered))
+        copies, kernels = tuple(places.copies()), lower.describe(lowered)
+        return Function(name, tuple(calls), copies, places.memory_bytes, frozenset(places.kept), kernels)
 
     def _symbol(self, call: KernelCall, lowered: lower.Lowered) -> str:
         kernel = call.kernel
@@ -168,12 +174,15 @@ class _Places:
         self._graph = lowered.graph
         self._alias = aliases(lowered.graph, lowered.calls)
         plan = plan_memory(lowered.graph, lowered.calls)
-        self._planned, self.memory_bytes = plan.starts, plan.memory_bytes
+        self._planned, self._in_place, self.memory_bytes = plan.starts, plan.in_place, plan.memory_bytes
+        self.kept: set[str] = set()
         self._returned: dict[Value, Place] = {}
         for number, (_, value) in enumerate(lowered.graph.outputs):
             self._returned.setdefault(self._alias.get(value, value), Place("output", number))
-        order = list(graph.inputs)
-        self._made = {node.results[0]: Place("input", order.index(name)) for name, node in lowered.graph.inputs.items()}
+        self._inputs = list(graph.inputs)
+        self._made = {
+            node.results[0]: Place("input", self._inputs.index(name)) for name, node in lowered.graph.inputs.items()
+        }
 
     def of(self, value: Value) -> Place:
         """Return where a value lies."""
@@ -181,16 +190,21 @@ class _Places:
 
     def make(self, value: Value) -> Place:
         """Return where a kernel writes a value, which lies there from then on."""
-        planned = self._planned.get(value)
-        self._made[value] = self._returned[value] if planned is None else Place("memory", planned)
+        if value in self._planned:
+            self._made[value] = Place("memory", self._planned[value])
+        elif value in self._in_place:
+            self._made[value] = self.of(self._in_place[value])
+            self.kept.add(self._inputs[self._made[value].at])
+        else:
+            self._made[value] = self._returned[value]
         return self._made[value]
 
     def copies(self) -> list[tuple[Place, Place, int]]:
         """List the outputs that lie elsewhere when the last kernel is done."""
         moved: list[tuple[Place, Place, int]] = []
-        for number, (_, value) in enumerate(self._graph.outputs):
+        for number, (name, value) in enumerate(self._graph.outputs):
             kind = self._graph.type_of(value)
             place, size_bytes = self.of(value), kind.size * np.dtype(storage_dtype(kind.dtype)).itemsize
-            if place != Place("output", number):
+            if place != Place("output", number) and name not in self.kept:
                 moved.append((Place("output", number), place, size_bytes))
         return moved

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,7 @@ from ir.errors import CompileError
 from ir.graph import Graph
 
 POSITION: Final = "position"
+STEP: Final = "step"
 
 C_TYPES: Final[Mapping[str, str]] = {
     "float64": "double",
@@ -37,7 +38,7 @@ _TAKEN: Final = """
 auto break case char class const continue default delete do double else enum extern float for goto if inline int long
 new operator private public register restrict return short signed sizeof static struct switch template this throw
 typedef union unsigned virtual void volatile while
-memory workspace state before after in_range memcpy memset
+memory workspace state before after kept in_range memcpy memset
 """
 """Keywords of C and C++, and names inside model.c."""
 
@@ -80,8 +81,11 @@ class Signature:
         outputs: The same of each output.
         input_names: Names of the graph's inputs in order.
         output_names: Names of the graph's outputs in order.
-        state: Byte at which each part of the state begins, by its name in the graph.
-        state_bytes: Bytes of the whole state.
+        bank: Parts of the state that a step replaces, by their names in the graph, with the byte of a bank at which
+            each begins.
+        bank_bytes: Bytes of a bank, of which a state has two.
+        kept: Parts of the state that a step extends where they lie, likewise.
+        kept_bytes: Bytes of these.
         most_steps: Steps after which the state is full; None where it never is.
     """
 
@@ -90,14 +94,26 @@ class Signature:
     outputs: tuple[Argument | None, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
-    state: Mapping[str, int]
-    state_bytes: int
+    bank: Mapping[str, int]
+    bank_bytes: int
+    kept: Mapping[str, int]
+    kept_bytes: int
     most_steps: int | None
 
     @property
     def has_state(self) -> bool:
         """Whether something is carried from call to call."""
-        return self.name == "step"
+        return self.name == STEP
+
+    @property
+    def state(self) -> list[str]:
+        """Names of the parts of the state."""
+        return [*self.bank, *self.kept]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that a stream leaves to its next step."""
+        return self.bank_bytes + self.kept_bytes
 
     @property
     def arguments_in(self) -> list[Argument]:
@@ -110,18 +126,23 @@ class Signature:
         return [argument for argument in self.outputs if argument is not None]
 
 
-def signature_of(name: str, graph: Graph) -> Signature:
+def signature_of(name: str, graph: Graph, kept: Collection[str] = ()) -> Signature:
     """Return the signature of a graph.
+
+    Args:
+        name: `forward` or `step`.
+        graph: What the function computes.
+        kept: Parts of the state that it extends where they lie.
 
     Raises:
         CompileError: A state goes in and does not come out as it went in, or an element type has no C type.
     """
     bounds = index_bounds(graph)
-    state, state_bytes = _state(name, graph)
+    state = _state(name, graph)
     taken: set[str] = set()
     inputs: list[Argument | None] = []
     for key, node in graph.inputs.items():
-        held = name == "step" and (key in state or key == POSITION)
+        held = name == STEP and (key in state or key == POSITION)
         spec = TensorSpec(key, node.types[0].shape, storage_dtype(node.types[0].dtype), below=bounds.get(key))
         inputs.append(None if held else _argument(spec, taken))
     outputs: list[Argument | None] = []
@@ -129,15 +150,19 @@ def signature_of(name: str, graph: Graph) -> Signature:
         kind = graph.type_of(value)
         spec = TensorSpec(key, kind.shape, storage_dtype(kind.dtype))
         outputs.append(None if key in state else _argument(spec, taken))
+    bank, bank_bytes = _lay_out({key: size for key, size in state.items() if key not in kept})
+    caches, kept_bytes = _lay_out({key: size for key, size in state.items() if key in kept})
     return Signature(
         name=name,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         input_names=tuple(graph.inputs),
         output_names=tuple(key for key, _ in graph.outputs),
-        state=state,
-        state_bytes=state_bytes,
-        most_steps=bounds.get(POSITION) if name == "step" else None,
+        bank=bank,
+        bank_bytes=bank_bytes,
+        kept=caches,
+        kept_bytes=kept_bytes,
+        most_steps=bounds.get(POSITION) if name == STEP else None,
     )
 
 
@@ -159,19 +184,25 @@ def _argument(spec: TensorSpec, taken: set[str]) -> Argument:
     return Argument(spec, name)
 
 
-def _state(name: str, graph: Graph) -> tuple[dict[str, int], int]:
-    """Lay the state out: the inputs named `state.*` of a step, which are outputs too."""
-    starts: dict[str, int] = {}
-    end = 0
-    if name != "step":
-        return starts, end
+def _state(name: str, graph: Graph) -> dict[str, int]:
+    """Return the bytes of each part of the state: the inputs named `state.*` of a step, which are outputs too."""
+    sizes: dict[str, int] = {}
     made = dict(graph.outputs)
-    for key, node in graph.inputs.items():
+    for key, node in graph.inputs.items() if name == STEP else ():
         if not key.startswith(STATE_PREFIX):
             continue
         kind = node.types[0]
         if key not in made or graph.type_of(made[key]) != kind:
             raise CompileError("a step does not return its state", where=key, expected=f"an output {kind}")
+        sizes[key] = kind.size * np.dtype(storage_dtype(kind.dtype)).itemsize
+    return sizes
+
+
+def _lay_out(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Return where each part begins when one lies behind the other, and where they end."""
+    starts: dict[str, int] = {}
+    end = 0
+    for key, size_bytes in sizes.items():
         starts[key] = end
-        end += aligned(kind.size * np.dtype(storage_dtype(kind.dtype)).itemsize)
+        end += aligned(size_bytes)
     return starts, end

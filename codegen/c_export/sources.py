@@ -144,13 +144,15 @@ def _comment(signature: Signature) -> list[str]:
 
 
 def _state_header(prefix: str, signature: Signature) -> list[str]:
-    words = max(signature.state_bytes // _STATE_WORD_BYTES, 1)
+    words = max(signature.bank_bytes // _STATE_WORD_BYTES, 1)
+    kept_words = signature.kept_bytes // _STATE_WORD_BYTES
     bounded = signature.most_steps
     limit = f", which is at most {bounded}" if bounded is not None else ""
     return [
-        f"/* What one stream leaves to its next step: {signature.state_bytes} bytes, twice. A copy of it is a fork. */",
+        "/* What one stream leaves to its next step. A copy of it is a fork. */",
         "typedef struct {",
-        f"    int64_t bank[2][{words}];",
+        f"    int64_t bank[2][{words}]; /* what a step replaces: before and after */",
+        *([f"    int64_t kept[{kept_words}]; /* what a step adds to */"] if kept_words else []),
         f"    int32_t position; /* steps so far{limit} */",
         "    int32_t current;",
         f"}} {prefix}_state;",
@@ -209,6 +211,8 @@ def _function(prefix: str, function: Function, signature: Signature) -> list[str
             lines.append(f"    if (state->position >= {signature.most_steps}) return {prefix.upper()}_FULL;")
         lines.append("    const unsigned char *before = (const unsigned char *)state->bank[state->current];")
         lines.append("    unsigned char *after = (unsigned char *)state->bank[1 - state->current];")
+        if signature.kept:
+            lines.append("    unsigned char *kept = (unsigned char *)state->kept;")
     names = _Names(prefix, signature)
     for call in function.calls:
         lines.append(f"    {call.symbol}({', '.join([*map(names.of, call.operands), 'workspace'])});")
@@ -239,4 +243,6 @@ class _Names:
         key = (self._signature.input_names if inward else self._signature.output_names)[place.at]
         if key == POSITION:
             return "&state->position"
-        return f"{'before' if inward else 'after'} + {self._signature.state[key]}"
+        if key in self._signature.kept:
+            return f"kept + {self._signature.kept[key]}"
+        return f"{'before' if inward else 'after'} + {self._signature.bank[key]}"

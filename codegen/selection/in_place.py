@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from codegen.kernels.fused import UpdateKernel
@@ -12,14 +12,23 @@ from ir.graph import Graph, Value
 from ir.ops.structure import Input
 
 
-def update_in_place(graph: Graph, calls: Sequence[KernelCall]) -> list[KernelCall]:
+def update_in_place(
+    graph: Graph, calls: Sequence[KernelCall], successors: Mapping[str, str] | None = None
+) -> list[KernelCall]:
     """Return calls of which those that update an input for the caller write over it.
 
     The caller gives memory that may be written. An input that a later call reads, or the same call once more, or that
     is an output itself, is copied.
+
+    Args:
+        graph: The simplified graph.
+        calls: Its kernels in order.
+        successors: Inputs that may be written over, each with the only output that may take its place; any input by any
+            output where None.
     """
     alias = aliases(graph, calls)
-    returned = {alias.get(value, value) for _, value in graph.outputs}
+    outputs = {name: alias.get(value, value) for name, value in graph.outputs}
+    returned = set(outputs.values())
     last = {
         alias.get(operand, operand): position
         for position, call in enumerate(calls)
@@ -31,10 +40,11 @@ def update_in_place(graph: Graph, calls: Sequence[KernelCall]) -> list[KernelCal
         kernel = UpdateKernel.of(call.kernel)
         base = call.operands[kernel.writes_over] if kernel else None
         home = alias.get(base, base) if isinstance(base, Value) else None
-        if kernel and home and isinstance(graph.node(home.node).op, Input):
+        if kernel and home and isinstance(given := graph.node(home.node).op, Input):
             reads = [alias.get(operand, operand) for operand in call.operands if isinstance(operand, Value)].count(home)
             given_up = home not in returned and last[home] == position and reads == 1
-            if given_up and call.results[0] in returned:
+            follows = successors is None or outputs.get(successors.get(given.label, "")) == call.results[0]
+            if given_up and call.results[0] in returned and follows:
                 call = replace(call, kernel=kernel)
         changed.append(call)
     return changed

@@ -87,6 +87,46 @@ def test_step_continues_a_stream(streaming: tuple[Path, Graph, dict[str, np.ndar
     assert b"the state is full" in refused.value.stderr
 
 
+FORK = """
+#include <stdio.h>
+#include "model.h"
+static decoder_state one, other;
+static float logits[4096];
+static void show(decoder_state *state, int32_t token) {
+    decoder_step(state, &token, logits);
+    printf("%.9g %.9g ", logits[0], logits[1]);
+}
+int main(void) {
+    decoder_start(&one);
+    show(&one, 3), show(&one, 1);
+    other = one; /* a fork */
+    show(&one, 4), show(&other, 2), show(&one, 1), show(&other, 1);
+    return 0;
+}
+"""
+
+
+def test_caches_are_in_the_state_once_and_copies_of_it_are_forks(
+    streaming: tuple[Path, Graph, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """A step writes its rows into the caches; the tokens of one fork change nothing in the other."""
+    folder, graph, params = streaming
+    manifest = json.loads((folder / MANIFEST).read_text())
+    caches = manifest["functions"]["step"]["state_bytes"]
+    assert f"int64_t kept[{caches // 8}];" in (folder / "model.h").read_text()
+    (tmp_path / "fork.c").write_text(FORK)
+    sources = [f"{folder}/{name}" for name in ("model.c", "kernels.o", "weights.S")]
+    compiler = ["cc", *STRICT.split(), f"-I{folder}", f"-Wa,-I{folder}"]
+    subprocess.run([*compiler, "fork.c", *sources, "-lm", "-o", "fork"], cwd=tmp_path, check=True)
+    printed = subprocess.run([tmp_path / "fork"], capture_output=True, text=True, check=True).stdout
+    found = np.array(printed.split(), np.float64).reshape(-1, 2)
+    for rows, stream in ((found[[0, 1, 2, 4]], (3, 1, 4, 1)), (found[[0, 1, 3, 5]], (3, 1, 2, 1))):
+        tokens = np.zeros((1, TOKENS.seq_len), np.int32)
+        tokens[0, : len(stream)] = stream
+        expected = evaluate(graph, {"tokens": tokens}, params)["logits"][0, : len(stream), :2]
+        assert relative_error(rows, expected) <= TOLERANCE
+
+
 def test_index_out_of_range_is_refused(streaming: tuple[Path, Graph, dict[str, np.ndarray]]) -> None:
     """A token beyond the vocabulary reads no memory that is not the table's."""
     folder, graph, _ = streaming

@@ -69,6 +69,17 @@ def test_cache_that_is_needed_later_is_copied(tmp_path: Path) -> None:
     assert updates(lambda b, _cache, after: [b.softmax(after)]) == 0
 
 
+def test_only_the_successor_that_is_named_takes_the_place_of_an_input() -> None:
+    """As for the state of a stream: an input of another function is its caller's, and may not be written."""
+    b = Builder()
+    cache, row = b.input("cache", (2, ROWS, WIDTH)), b.input("row", (2, 1, WIDTH))
+    after = b.dynamic_update(cache, row, b.input("position", (), "int32"), axis=1)
+    graph = lower.simplify(b.build(other=b.sum(after, -1), cache=after))
+    for successors, expected in ((None, 1), ({"cache": "cache"}, 1), ({"cache": "other"}, 0), ({}, 0)):
+        calls = update_in_place(graph, select(graph), successors)
+        assert sum(isinstance(call.kernel, UpdateKernel) for call in calls) == expected
+
+
 def test_cache_that_the_same_kernel_reads_in_another_shape_is_copied() -> None:
     """Writing rows in place would change what the kernel reads as other rows."""
 
