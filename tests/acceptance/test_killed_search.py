@@ -31,6 +31,8 @@ from tests.acceptance.driving import (
 EVENTS_PER_TRIAL = 30
 EVENTS_PER_ARTIFACT = 8
 OBJECTIVES = {"latency": nas.Latency, "quality": nas.Quality}
+CHEAP = ("--objective", "params", "--objective", "state_bytes")
+"""What `exact` takes: a sum over choices that needs no training."""
 POPULATION = {"nsga2": ("--population", "4"), "regularized_evolution": ("--population", "4")}
 
 
@@ -125,11 +127,13 @@ def check_nothing_twice(folder: Path, trials: int) -> None:
     events = Counter(
         (record["event"], record["trial"])
         for record in read_journal(folder)
-        if record["event"] in ("trial", "finished", "failed", "infeasible")
+        if record["event"] in ("trial", "finished", "stopped", "failed", "infeasible")
     )
     assert set(events.values()) == {1}, "a trial was proposed or ended twice"
-    assert sum(event == "finished" for event, _ in events) == trials
     study = load_study(folder)
+    assert len(study.trials) == trials
+    for trial in study.trials:  # early stopping ends some, and leaves others where they may go on
+        assert trial.state in ("finished", "stopped") or (trial.state == "running" and trial.rungs), trial
     for trial in study.pareto_front():
         assert trial.artifact is not None
         nas.verify(folder / trial.artifact)
@@ -164,9 +168,12 @@ def test_search_killed_three_times_ends_like_an_uninterrupted_one(tmp_path):
 @pytest.mark.parametrize("strategy", strategies.REGISTRY.names())
 def test_search_killed_twenty_times_ends_like_an_uninterrupted_one(tmp_path, strategy):
     """As above with twenty kills, from the first record to the last artifact."""
-    places = check_killed_search(tmp_path, strategy, *DETERMINISTIC, trials=14, kills=20, seed=11)
+    objectives = CHEAP if strategy == "exact" else DETERMINISTIC
+    places = check_killed_search(tmp_path, strategy, *objectives, trials=14, kills=20, seed=11)
     assert places["searching"] + places["shipping"] >= 18, "a delay may let a run end before it is killed"
-    assert places["searching"] >= 8 and places["shipping"] >= 2 and places["torn"] >= 3, places
+    assert places["searching"] >= 8 and places["torn"] >= 3, places
+    artifacts = len(load_study(tmp_path / "whole").pareto_front())
+    assert places["shipping"] >= min(2, artifacts // 2), places
 
 
 @pytest.mark.slow
@@ -176,7 +183,8 @@ def test_killed_search_with_measured_latency_proposes_what_replaying_its_journal
     space, folder = write_space(tmp_path), tmp_path / "run"
     names = ["latency", "quality"]
     options = [part for name in names for part in ("--objective", name)]
-    arguments = search_arguments(space, folder, *options, "--population", "4", "--quiet", trials=9)
+    options += ["--strategy", "nsga2", "--population", "4", "--quiet"]
+    arguments = search_arguments(space, folder, *options, trials=9)
     places = kill_and_restart(arguments, folder, trials=9, artifacts=2, kills=8, seed=3)
     assert places["searching"] + places["shipping"] >= 6 and places["torn"] >= 1, places
     check_nothing_twice(folder, trials=9)

@@ -1,9 +1,9 @@
 """Loaded by every Python process that has this folder on its path: breaks the tool where `NAS_SABOTAGE` says.
 
-The plan is JSON. `kill` is for the main process alone: once the journal tells of `done` ended trials and artifacts, the
-`events`-th event from there is cut short by SIGKILL, or followed by it after `delay_s`; `only_writes` counts no other
-events than writes to the journal. `break` says what happens to models by their d_model:
-`segfault`, `hang` or `nan` when generated code runs, `segfault_when_timed` when it is measured.
+The plan is JSON. `kill` is for the main process alone: once the journal tells of `done` ended trials, rungs and
+artifacts, the `events`-th event from there is cut short by SIGKILL, or followed by it after `delay_s`; `only_writes`
+counts no other events than writes to the journal. `break` says what happens to models by their d_model: `segfault`,
+`hang` or `nan` when generated code runs, `segfault_when_timed` when it is measured.
 """
 
 import ctypes
@@ -21,6 +21,9 @@ from typing import Any
 
 HANG_LIMIT_S = 1.5
 PLAN = json.loads(os.environ.get("NAS_SABOTAGE", "{}"))
+
+
+_ENDS = (b'{"event":"finished"', b'{"event":"rung"', b'{"event":"artifact"')
 
 
 class Killer:
@@ -55,7 +58,7 @@ class Killer:
                     lines = file.read().splitlines()
             except FileNotFoundError:
                 lines = []
-            done = sum(line.startswith((b'{"event":"finished"', b'{"event":"artifact"')) for line in lines)
+            done = sum(line.startswith(_ENDS) for line in lines)
             self._done = 0 if done >= self._done else self._done
         return self._done == 0
 
