@@ -9,7 +9,7 @@ from contextlib import suppress
 from threading import Thread
 from typing import Final
 
-from codegen.machine import available_cpus
+from codegen.machine import available_cpus, check_threads
 from codegen.measure import pinned_worker
 from codegen.targets.base import Target
 from codegen.workers import Worker
@@ -33,17 +33,22 @@ def start_beside(target: str | Target, threads: int | None = None) -> None:
     Args:
         target: Target or its name.
         threads: Threads to compile for, where a name is given; all CPUs of the process where None.
+
+    Raises:
+        InputError: There are not so many CPUs.
     """
-    if isinstance(target, str):
-        count = (threads or len(available_cpus())) if target.partition(":")[0] == "cpu" else None
+    if isinstance(target, Target):
+        if target.gpu is not None:
+            return
+        count = target.threads
+    elif target.partition(":")[0] == "cpu":
+        count = len(available_cpus()) if threads is None else check_threads(threads)
     else:
-        count = target.threads if target.gpu is None else None
-    if count is None:
         return
     worker = worker_for(count)
 
     def start() -> None:
-        with suppress(NasError):  # the first call tries again, and says what is wrong
+        with suppress(NasError, OSError):  # the first call tries again, and says what is wrong
             worker.start()
 
     Thread(target=start, daemon=True).start()

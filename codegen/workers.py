@@ -84,7 +84,11 @@ class Worker:
             if self._live is not None:
                 return
             self._live = _Process(self._cpus, self._environment)
-            self._exchange((_prepare, (self._preload, self._without)), "the start of a worker", _START_TIMEOUT_S)
+            try:
+                self._exchange((_prepare, (self._preload, self._without)), "the start of a worker", _START_TIMEOUT_S)
+            except BaseException:
+                self.close()  # the next start must not find a process that lacks its modules
+                raise
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
         """Run `function(*arguments)` in the process and return its result.

@@ -96,7 +96,6 @@ def compile(
     resolved = resolve_target(target, threads)
     if not strassen:
         resolved = resolved.without_strassen()
-
     sources = _sources(model, task, graph, sizes, step=step, prefill=prefill)
     return compile_functions(
         sources,

@@ -4,6 +4,8 @@ import gc
 import os
 
 gc.disable()  # until all tests are imported, see pytest_collection_finish
+# Read once, when numpy, torch and tvm are imported. Tests run side by side, so libraries get a thread each; kernels get
+# two, between which they may race.
 for _variable, _threads in {"OMP": 1, "MKL": 1, "OPENBLAS": 1, "TVM": 2}.items():
     os.environ[f"{_variable}_NUM_THREADS"] = str(_threads)
 os.environ["GOMP_SPINCOUNT"] = "5000"  # threads that spin while they wait starve the tests beside them
@@ -60,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare collections of garbage the modules that the tests import: they would take a minute of the whole run."""
+    """Spare collections of garbage the modules that the tests import: they took half a minute of the whole run."""
     gc.freeze()
     gc.enable()
 

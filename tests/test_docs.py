@@ -25,14 +25,12 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli
-import torch
 
 import nas.cli
 from codegen.measure import Latency
@@ -228,16 +226,6 @@ def mask_figures(line: str) -> str:
     return " ".join("#" if re.search(r"\d", word) else word for word in line.split())
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Train on one thread: with as many as CPUs, tests that run beside this one make training ten times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_docs_blocks_run_and_print_what_they_show(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever types what a page says gets what it shows."""

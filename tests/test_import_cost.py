@@ -26,6 +26,11 @@ def test_import_ir_loads_nothing_heavy() -> None:
     assert loaded_after("import ir.graph") == set()
 
 
+def test_import_code_workers_loads_nothing_heavy() -> None:
+    """A worker is started before torch and TVM are imported, so starting it must import neither."""
+    assert loaded_after("import codegen.code_workers") == set()
+
+
 @pytest.mark.parametrize("statement", ["import nas.cli", "from nas.cli import main"])
 def test_import_cli_loads_no_trainer_compiler_or_scheduler(statement: str) -> None:
     """`nas --help` answers at once only if the command line does not load what the commands use."""

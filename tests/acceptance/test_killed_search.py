@@ -172,7 +172,7 @@ def test_search_killed_twenty_times_ends_like_an_uninterrupted_one(tmp_path, str
     places = check_killed_search(tmp_path, strategy, *objectives, trials=14, kills=20, seed=11)
     assert places["searching"] + places["shipping"] >= 18, "a delay may let a run end before it is killed"
     assert places["searching"] >= 8 and places["torn"] >= 3, places
-    artifacts = len(load_study(tmp_path / "whole").pareto_front())
+    artifacts = len(load_study(tmp_path / "whole").pareto_front())  # of one, nothing is left to kill after its record
     assert places["shipping"] >= min(2, artifacts // 2), places
 
 

@@ -4,16 +4,14 @@ import pytest
 
 from codegen import code_workers, targets
 from codegen.workers import Worker
-from ir.errors import KernelCrash
+from ir.errors import InputError, KernelCrash
 
 
-class SlowWorker(Worker):
+class CountingWorker(Worker):
     """Counts the processes that would be started."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        super().__init__()
-        self.starts = 0
-        self.error = error
+    starts = 0
+    error: Exception | None = None
 
     def start(self) -> None:
         self.starts += 1
@@ -22,9 +20,9 @@ class SlowWorker(Worker):
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> dict[int, SlowWorker]:
+def workers(monkeypatch: pytest.MonkeyPatch) -> dict[int, CountingWorker]:
     """Workers by threads that start no process, and threads that end before `start_beside` does."""
-    made = {count: SlowWorker() for count in (1, 2)}
+    made = {count: CountingWorker() for count in (1, 2)}
     monkeypatch.setattr(code_workers, "_WORKERS", made)
 
     class Now:
@@ -36,7 +34,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[int, SlowWorker]:
     return made
 
 
-def starts(workers: dict[int, SlowWorker]) -> list[int]:
+def starts(workers: dict[int, CountingWorker]) -> list[int]:
     """How often the workers for one and for two threads were started."""
     return [worker.starts for worker in workers.values()]
 
@@ -61,8 +59,16 @@ def test_start_beside_leaves_what_it_cannot_tell(workers):
     assert starts(workers) == [0, 0]
 
 
-def test_start_beside_leaves_errors_to_the_first_call(workers):
+@pytest.mark.parametrize("error", [KernelCrash("it ended"), OSError("no more processes")])
+def test_start_beside_leaves_errors_to_the_first_call(workers, error):
     """A worker that cannot start says so where it is asked for something, not in a thread that nobody hears."""
-    workers[1].error = KernelCrash("no room")
+    workers[1].error = error
     code_workers.start_beside("cpu", 1)
     assert starts(workers) == [1, 0]
+
+
+def test_start_beside_refuses_more_threads_than_cpus(workers):
+    """As the target would, before a process is started."""
+    with pytest.raises(InputError):
+        code_workers.start_beside("cpu", 100_000)
+    assert starts(workers) == [0, 0]

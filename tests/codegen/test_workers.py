@@ -233,3 +233,12 @@ def test_worker_started_by_two_threads_is_one_process():
     with Worker() as worker, ThreadPoolExecutor(2) as threads:
         one, two = (threads.submit(lambda: (worker.start(), worker.pid)[1]) for _ in range(2))
         assert one.result() == two.result() == worker.call(os.getpid, timeout_s=LONG_S)
+
+
+def test_worker_that_cannot_be_prepared_says_so_each_time():
+    """A start that failed, maybe unheard, leaves no process that later requests would meet unprepared."""
+    with Worker(preload=("no_such_module",)) as worker:
+        for _ in range(2):
+            with pytest.raises(RemoteError, match="the start of a worker"):
+                worker.call(os.getpid, timeout_s=LONG_S)
+            assert worker.pid is None

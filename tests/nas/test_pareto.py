@@ -87,6 +87,12 @@ def test_hypervolume_ignores_points_beyond_the_reference():
     assert pareto.hypervolume(np.array([[0.5, 0.5], [-9.0, 1.0]]), (1.0, 1.0)) == pytest.approx(0.25)
 
 
+def test_row_that_is_no_number_is_dominated_by_none():
+    """Nothing compares with it; equal rows stay together beside it."""
+    losses = np.array([[1, 1], [np.nan, 0], [1, 1], [2, 2], [np.inf, 0], [np.nan, np.nan]])
+    np.testing.assert_array_equal(pareto.non_dominated(losses), [True, True, True, False, True, True])
+
+
 @st.composite
 def boxes(draw):
     """Small integers with intervals, many of them of no width, so that ties and touching ends are frequent."""

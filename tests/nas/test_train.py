@@ -324,8 +324,12 @@ def test_predictor_hands_rows_through(alternating: Task) -> None:
 def test_torch_threads_come_back() -> None:
     """The thread count is that of the process again afterwards, also after an error."""
     before = torch.get_num_threads()
-    with torch_threads(1):
-        assert torch.get_num_threads() == 1
+    with torch_threads(before + 2):
+        with torch_threads(before + 1):
+            assert torch.get_num_threads() == before + 1
+        with pytest.raises(RuntimeError), torch_threads(before + 1):
+            raise RuntimeError
+        assert torch.get_num_threads() == before + 2
     assert torch.get_num_threads() == before
     with pytest.raises(InputError, match="thread"), torch_threads(0):
         pass

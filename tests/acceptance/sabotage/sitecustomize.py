@@ -21,9 +21,8 @@ from typing import Any
 
 HANG_LIMIT_S = 1.5
 PLAN = json.loads(os.environ.get("NAS_SABOTAGE", "{}"))
-
-
-_ENDS = (b'{"event":"finished"', b'{"event":"rung"', b'{"event":"artifact"')
+ENDS = (b'{"event":"finished"', b'{"event":"rung"', b'{"event":"artifact"')
+"""How the journal begins to tell of an end; a trial that is stopped came to a rung before."""
 
 
 class Killer:
@@ -58,7 +57,7 @@ class Killer:
                     lines = file.read().splitlines()
             except FileNotFoundError:
                 lines = []
-            done = sum(line.startswith(_ENDS) for line in lines)
+            done = sum(line.startswith(ENDS) for line in lines)
             self._done = 0 if done >= self._done else self._done
         return self._done == 0
 
